@@ -1,0 +1,1 @@
+"""Knows nothing of the product: errors, money, runtime, settings, registry, metrics, logs."""

@@ -1,0 +1,37 @@
+"""Every metric of every process. Names begin with `jishi_` and end in their unit; label values come from closed lists, never from users."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+# gateway
+CONNECTIONS = Gauge("jishi_connections", "Open client connections of this process")
+SUBSCRIPTIONS = Gauge("jishi_subscriptions", "Channel subscriptions of this process")
+DELIVERIES = Counter("jishi_deliveries_total", "Publications written to a client", ["lane"])
+SHED = Counter("jishi_shed_total", "Publications not written to a client because of overload", ["lane", "reason"])
+CLOSES = Counter("jishi_closes_total", "Connections closed by the server", ["code"])
+COMMANDS = Counter("jishi_commands_total", "Commands answered", ["method", "result"])
+COMMAND_SECONDS = Histogram(
+    "jishi_command_seconds",
+    "From a command's arrival to its reply",
+    ["method"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+)
+JOINS_REFUSED = Counter("jishi_joins_refused_total", "Connections refused before the upgrade", ["reason"])
+RECOVERIES = Counter("jishi_recoveries_total", "Subscriptions that asked to recover", ["result"])
+
+# hot path
+BATCH_SIZE = Histogram(
+    "jishi_group_commit_batch_size",
+    "Commands in one script call",
+    ["script"],
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+)
+BATCH_WAIT_SECONDS = Histogram("jishi_group_commit_wait_seconds", "A command's wait for its batch", ["script"])
+OUTCOMES = Counter("jishi_outcomes_total", "Outcome words of commands", ["method", "outcome"])
+
+# worker
+INTAKE_ENTRIES = Counter("jishi_intake_entries_total", "Outbox entries taken into SQL", ["type"])
+INTAKE_LAG_SECONDS = Gauge("jishi_intake_lag_seconds", "Age of the oldest entry that was not in SQL at the last look")
+DEAD_LETTERS = Counter("jishi_dead_letters_total", "Entries set aside after repeated failure", ["source"])
+LOOP_FAILURES = Counter("jishi_loop_failures_total", "Runs of a worker loop that raised", ["loop"])
+LOOP_RUNS = Counter("jishi_loop_runs_total", "Runs of a worker loop", ["loop"])
+WEBHOOK_DELIVERIES = Counter("jishi_webhook_deliveries_total", "Deliveries to the company's backend", ["result"])

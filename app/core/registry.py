@@ -1,0 +1,89 @@
+"""What many domains contribute to: commands, channels, snapshots, outbox handlers, reactions, report figures.
+
+A domain states all that it contributes in one value, the `DOMAIN` of its `endpoints.py`. `composition.py` lists the domains by hand
+and folds them into one `Registry`; nothing registers itself by being imported. Two contributions of one name are a mistake found at start.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One RPC method, and its REST twin `POST /api/v1/<namespace>/<verb>`.
+
+    `handler(engines, caller, request)` returns a reply struct, or raises AppError. `right` is checked before the handler (in any room);
+    the handler checks it again for the room it concerns.
+    """
+
+    method: str
+    request: type[Any]
+    reply: type[Any]
+    handler: Callable[[Any, Any, Any], Awaitable[Any]]
+    right: str
+    summary: str
+    example: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def path(self) -> str:
+        return "/api/v1/" + self.method.replace(".", "/")
+
+
+# async (engines, room_id) -> value that msgspec can encode
+SnapshotPart = Callable[[Any, str], Awaitable[Any]]
+# async (work, entries) -> None; entries of one type, in stream order, all in one SQL transaction
+IntakeHandler = Callable[[Any, list[Any]], Awaitable[None]]
+# async (work, room_id, event) -> None; may see the same event twice, so must be idempotent by id
+Reaction = Callable[[Any, str, Any], Awaitable[None]]
+# async (session, session_id) -> value for the post-show report
+ReportFigure = Callable[[Any, str], Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    name: str
+    rights: Mapping[str, str] = field(default_factory=dict[str, str])  # right -> what it lets one do
+    commands: tuple[Command, ...] = ()
+    routers: tuple[Any, ...] = ()  # FastAPI routers of the REST control panel
+    snapshot: Mapping[str, SnapshotPart] = field(default_factory=dict[str, SnapshotPart])
+    intake: Mapping[str, IntakeHandler] = field(default_factory=dict[str, IntakeHandler])
+    reactions: Mapping[str, Reaction] = field(default_factory=dict[str, Reaction])  # event type -> reaction
+    report: Mapping[str, ReportFigure] = field(default_factory=dict[str, ReportFigure])
+
+
+@dataclass(slots=True)
+class Registry:
+    domains: dict[str, Domain] = field(default_factory=dict[str, Domain])
+    rights: dict[str, str] = field(default_factory=dict[str, str])
+    commands: dict[str, Command] = field(default_factory=dict[str, Command])
+    routers: list[Any] = field(default_factory=list[Any])
+    snapshot: dict[str, SnapshotPart] = field(default_factory=dict[str, SnapshotPart])
+    intake: dict[str, IntakeHandler] = field(default_factory=dict[str, IntakeHandler])
+    reactions: dict[str, list[Reaction]] = field(default_factory=dict[str, list[Reaction]])
+    report: dict[str, ReportFigure] = field(default_factory=dict[str, ReportFigure])
+
+    @classmethod
+    def of(cls, domains: Iterable[Domain]) -> "Registry":
+        registry = cls()
+        for domain in domains:
+            registry._add(domain)
+        return registry
+
+    def _add(self, domain: Domain) -> None:
+        _merge(self.domains, {domain.name: domain}, domain.name, "domain")
+        _merge(self.rights, domain.rights, domain.name, "right")
+        _merge(self.commands, {command.method: command for command in domain.commands}, domain.name, "command")
+        _merge(self.snapshot, domain.snapshot, domain.name, "snapshot part")
+        _merge(self.intake, domain.intake, domain.name, "intake handler")
+        _merge(self.report, domain.report, domain.name, "report figure")
+        self.routers.extend(domain.routers)
+        for event_type, reaction in domain.reactions.items():
+            self.reactions.setdefault(event_type, []).append(reaction)
+
+
+def _merge(into: dict[str, Any], new: Mapping[str, Any], domain: str, what: str) -> None:
+    for name, value in new.items():
+        if name in into:
+            raise ValueError(f"domain {domain}: the {what} {name!r} is already taken")
+        into[name] = value

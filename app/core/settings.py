@@ -1,0 +1,131 @@
+"""Every setting of every process, with its unit in its name. Read from the environment once, at the composition root.
+
+The engines' addresses have the names that hosting platforms use (`REDIS_URL`, `DATABASE_URL`); all else starts with `JISHI_`.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AliasChoices, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.core.errors import SetupError
+
+DEMO_SECRET = "jishi-demo-secret-change-me-before-you-go-live"  # noqa: S105 - published on purpose; production refuses it
+SECRET_BYTES_MIN = 32
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="JISHI_", populate_by_name=True, extra="ignore")
+
+    # Where things are
+    environment: Literal["development", "production"] = "production"
+    redis_url: str = Field("", validation_alias=AliasChoices("REDIS_URL", "redis_url"), description="role `sales`: stock, holds, orders")
+    fanout_redis_url: str = Field(
+        "",
+        validation_alias=AliasChoices("FANOUT_REDIS_URL", "fanout_redis_url"),
+        description="role `fan-out`; empty: the same engine",
+    )
+    database_url: str = Field("", validation_alias=AliasChoices("DATABASE_URL", "database_url"))
+    data_dir: Path = Path(".jishi")
+    host: str = "127.0.0.1"
+    port: int = 8000
+    public_url: str = Field("", description="how the outside reaches this product; empty: http://host:port")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+
+    # Tokens and people
+    token_secret: SecretStr = SecretStr(DEMO_SECRET)
+    token_ttl_s: Positive = 12 * 3600
+    guest_token_ttl_s: Positive = 2 * 3600
+    guests_allowed: bool = True
+    guests_per_address_per_min: Positive = 60
+    sign_in_attempts_per_min: Positive = 10
+    currency: str = "CNY"
+
+    # The gateway
+    allowed_origins: str = Field("", description="comma-separated; empty: same host only, `*`: all. Clients without an Origin header pass")
+    ping_interval_s: Positive = 25
+    pong_timeout_s: Positive = 10
+    connect_timeout_s: Positive = 15
+    message_bytes_max: Positive = 64 * 1024
+    channel_bytes_max: Positive = 255
+    channels_per_client_max: Positive = 128
+    connections_max: Positive = 20_000
+    commands_per_s_max: Positive = 50
+    errors_per_connection_max: Positive = 50
+    sweep_ms: Positive = 50
+    stage_sweep_ms: Positive = 10
+    sweep_slice: Positive = 500
+    send_buffer_shed_bytes: Positive = 64 * 1024
+    send_buffer_bytes_max: Positive = 1024 * 1024
+    send_stalled_s_max: Positive = 10
+    joins_per_s: Positive = 2_000
+    drain_s: float = 30.0
+    position_check_s: Positive = 40
+    presence_ttl_s: Positive = 15
+
+    # Streams
+    stage_history_events_max: Positive = 300
+    stage_history_ttl_s: Positive = 300
+    chat_history_messages_max: Positive = 50
+    chat_history_ttl_s: Positive = 3600
+
+    # Chat
+    chat_shown_per_s: Positive = 20
+    chat_text_chars_max: Positive = 300
+    chat_per_viewer_per_10_s: Positive = 10
+    chat_archive_batch_max: Positive = 500
+
+    # Holds and orders
+    hold_ttl_s: Positive = 300
+    payment_ttl_s: Positive = 900
+    group_commit_batch_max: Positive = 256
+    group_commit_queue_max: Positive = 20_000
+    expiry_batch_max: Positive = 500
+    intake_batch_max: Positive = 500
+    outbox_entries_max: Positive = 1_000_000
+    outbox_attempts_max: Positive = 8
+    room_lease_s: Positive = 10
+    appendfsync: Literal["always", "everysec"] = "always"
+
+    # Payments and webhooks
+    sandbox_payment_delay_ms: Annotated[int, Field(ge=0)] = 800
+    webhook_tolerance_s: Positive = 300
+    webhook_attempts_max: Positive = 12
+    webhook_timeout_s: Positive = 10
+    webhooks_to_private_addresses: bool = Field(False, description="let webhooks reach loopback and private networks")
+
+    # REST
+    body_bytes_max: Positive = 256 * 1024
+    page_size_max: Positive = 200
+    idempotency_key_ttl_s: Positive = 24 * 3600
+
+    # Keeping
+    hot_keys_ttl_s: Positive = 24 * 3600
+
+    @property
+    def base_url(self) -> str:
+        return self.public_url.rstrip("/") or f"http://{self.host}:{self.port}"
+
+    @property
+    def secret_bytes(self) -> bytes:
+        return self.token_secret.get_secret_value().encode()
+
+    def check_production(self) -> None:
+        """Refuse to serve strangers on a secret that everybody can read."""
+        if self.environment != "production":
+            return
+        if self.token_secret.get_secret_value() == DEMO_SECRET:
+            raise SetupError("JISHI_TOKEN_SECRET is the published demo secret: set your own, for instance with `openssl rand -hex 32`")
+        if len(self.secret_bytes) < SECRET_BYTES_MIN:
+            raise SetupError(f"JISHI_TOKEN_SECRET is shorter than {SECRET_BYTES_MIN} bytes: set a longer one (`openssl rand -hex 32`)")
+
+    def check_engines(self) -> None:
+        missing = [name for name, url in (("REDIS_URL", self.redis_url), ("DATABASE_URL", self.database_url)) if not url]
+        if missing:
+            raise SetupError(
+                f"{' and '.join(missing)} not set, and no running product found in {self.data_dir}: set them, or run `jishi up`"
+            )

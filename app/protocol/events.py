@@ -1,0 +1,384 @@
+"""Every event a client can receive: one class a type, past tense, tagged `type`.
+
+An event states the whole new state of what it names, never a difference, so that applying one twice does no harm and a fresh snapshot
+plus the events after its offset is again a fresh snapshot. `v` is the version of the type; a change that breaks readers gets a new one.
+Only services emit events (through `Work.emit`); the worker and the scripts have no private ones.
+"""
+
+from typing import Any, Union
+
+import msgspec
+from msgspec import Struct
+
+from app.protocol.commands import ChatLine
+
+
+class Event(Struct, frozen=True, kw_only=True, tag_field="type"):
+    at: str  # RFC 3339 in UTC
+    v: int = 1
+
+
+# --- values shared by events and snapshots -------------------------------------------------------------------------------------------
+
+
+class OfferView(Struct, frozen=True, kw_only=True):
+    """An offer on the shelf, as viewers see it. `available` is a reading; the pulse carries newer ones."""
+
+    id: str
+    name: str
+    price_minor: int
+    list_price_minor: int
+    currency: str
+    total: int
+    available: int
+    limit_per_viewer: int  # 0: no limit
+    state: str  # listed, open, paused, sold_out, withdrawn, closed
+    opens_at: str | None = None
+    closes_at: str | None = None
+    return_policy: str = "no_reason_7_days"  # or "fresh_no_return"
+    image: str = ""
+    village: str = ""
+    lot: str = ""
+    harvested_on: str | None = None
+    unit: str = ""
+    position: int = 0
+    version: int = 1
+
+
+class PrizeView(Struct, frozen=True, kw_only=True):
+    kind: str  # "money" or "product"
+    name: str
+    count: int
+    amount_minor: int = 0
+    offer: str | None = None
+
+
+class DrawView(Struct, frozen=True, kw_only=True):
+    id: str
+    title: str
+    state: str  # open, closed, drawn, cancelled
+    prizes: list[PrizeView]
+    condition: str  # everyone, keyword
+    keyword: str = ""
+    closes_at: str | None = None
+    rules_hash: str = ""
+    commitment: str = ""
+    entrants: int = 0
+
+
+class Winner(Struct, frozen=True, kw_only=True):
+    viewer: str
+    name: str
+    prize: str
+
+
+class EnvelopeView(Struct, frozen=True, kw_only=True):
+    id: str
+    title: str
+    state: str  # open, emptied, expired, settled
+    mode: str  # lucky, equal
+    total_minor: int
+    currency: str
+    count: int
+    remaining: int
+    commitment: str = ""
+    expires_at: str | None = None
+
+
+# --- room:<id> -----------------------------------------------------------------------------------------------------------------------
+
+
+class SessionScheduled(Event, frozen=True, tag="session.scheduled"):
+    room: str
+    session: str
+    title: str
+    starts_at: str
+
+
+class SessionWentLive(Event, frozen=True, tag="session.went_live"):
+    room: str
+    session: str
+    title: str
+
+
+class SessionInterrupted(Event, frozen=True, tag="session.interrupted"):
+    room: str
+    session: str
+    reason: str = ""
+
+
+class SessionResumed(Event, frozen=True, tag="session.resumed"):
+    room: str
+    session: str
+
+
+class SessionEnded(Event, frozen=True, tag="session.ended"):
+    room: str
+    session: str
+
+
+class OfferListed(Event, frozen=True, tag="offer.listed"):
+    offer: OfferView
+
+
+class OfferUpdated(Event, frozen=True, tag="offer.updated"):
+    """Price, stock, window, limit or state changed; `offer` is the whole new state."""
+
+    offer: OfferView
+    reason: str = ""
+
+
+class OfferSoldOut(Event, frozen=True, tag="offer.sold_out"):
+    offer: str
+
+
+class OfferWithdrawn(Event, frozen=True, tag="offer.withdrawn"):
+    offer: str
+    reason: str = ""
+
+
+class OfferPinned(Event, frozen=True, tag="offer.pinned"):
+    """The offer being explained now; null when the pin was taken away."""
+
+    offer: str | None
+
+
+class NoticePinned(Event, frozen=True, tag="notice.pinned"):
+    text: str  # empty: the notice was taken down
+
+
+class SlowModeSet(Event, frozen=True, tag="chat.slow_mode_set"):
+    interval_s: int
+
+
+class ChatDeleted(Event, frozen=True, tag="chat.deleted"):
+    message: str
+    viewer: str = ""
+
+
+class PurchaseAnnounced(Event, frozen=True, tag="purchase.announced"):
+    """Somebody bought: for the room's mood, with a shortened name and no id."""
+
+    offer: str
+    name: str
+    quantity: int
+
+
+class DrawOpened(Event, frozen=True, tag="draw.opened"):
+    draw: DrawView
+
+
+class DrawClosed(Event, frozen=True, tag="draw.closed"):
+    draw: DrawView
+    entrants_digest: str = ""
+
+
+class DrawDrawn(Event, frozen=True, tag="draw.drawn"):
+    draw: DrawView
+    winners: list[Winner]
+    seed: str
+
+
+class DrawCancelled(Event, frozen=True, tag="draw.cancelled"):
+    draw: DrawView
+    reason: str = ""
+
+
+class EnvelopeOpened(Event, frozen=True, tag="envelope.opened"):
+    envelope: EnvelopeView
+
+
+class EnvelopeUpdated(Event, frozen=True, tag="envelope.updated"):
+    """Shares were taken (at most one such event a second), or it was emptied, expired or settled."""
+
+    envelope: EnvelopeView
+
+
+class Pulse(Event, frozen=True, tag="room.pulse"):
+    """Counters, once a second, without an offset: only the newest matters."""
+
+    room: str
+    viewers: int
+    likes: int
+    stock: dict[str, int]  # offer id -> available
+    peak_viewers: int = 0
+    said: int = 0  # chat messages of the last second
+    shown: int = 0
+
+
+# --- chat:<id> -----------------------------------------------------------------------------------------------------------------------
+
+
+class ChatMessage(Event, frozen=True, tag="chat.sent"):
+    message: ChatLine
+
+
+# --- user:<id> -----------------------------------------------------------------------------------------------------------------------
+
+
+class HoldPlaced(Event, frozen=True, tag="hold.placed"):
+    hold: str
+    offer: str
+    quantity: int
+    expires_at: str
+
+
+class HoldEnded(Event, frozen=True, tag="hold.ended"):
+    hold: str
+    offer: str
+    outcome: str  # released, expired, ordered
+
+
+class OrderChanged(Event, frozen=True, tag="order.changed"):
+    """Any change that has no event of its own: shipped, cancelled, expired, refunded."""
+
+    order: str
+    session: str
+    offer: str
+    state: str
+    reason: str = ""
+    carrier: str = ""
+    tracking: str = ""
+    refunded_minor: int = 0
+
+
+class OrderPlacedEvent(Event, frozen=True, tag="order.placed"):
+    order: str
+    session: str
+    offer: str
+    viewer: str
+    quantity: int
+    amount_minor: int
+    currency: str
+    pay_by: str
+
+
+class OrderPaid(Event, frozen=True, tag="order.paid"):
+    order: str
+    session: str
+    offer: str
+    viewer: str
+    quantity: int
+    amount_minor: int
+    currency: str
+
+
+class PaymentDeclined(Event, frozen=True, tag="payment.declined"):
+    order: str
+    payment: str
+    reason: str
+
+
+class DrawWon(Event, frozen=True, tag="draw.won"):
+    draw: str
+    prize: PrizeView
+    order: str | None = None
+
+
+class ShareOpened(Event, frozen=True, tag="share.opened"):
+    envelope: str
+    amount_minor: int
+    currency: str
+
+
+class ChatMuted(Event, frozen=True, tag="chat.muted"):
+    room: str
+    until: str | None  # null: the mute was lifted
+    reason: str = ""
+
+
+class ViewerBanned(Event, frozen=True, tag="viewer.banned"):
+    room: str
+    reason: str = ""
+    lifted: bool = False
+
+
+# --- staff:<id> ----------------------------------------------------------------------------------------------------------------------
+
+
+class ReviewRequested(Event, frozen=True, tag="review.requested"):
+    message: ChatLine
+    words: list[str]
+
+
+class ReviewResolved(Event, frozen=True, tag="review.resolved"):
+    message: str
+    approved: bool
+    by: str
+
+
+class FiguresUpdated(Event, frozen=True, tag="figures.updated"):
+    session: str
+    figures: dict[str, Any]
+
+
+class CueAdvanced(Event, frozen=True, tag="cue.advanced"):
+    """The run-of-show moved on; null: it is through."""
+
+    session: str
+    cue: str | None
+    title: str = ""
+
+
+class AlertRaised(Event, frozen=True, tag="alert.raised"):
+    word: str
+    text: str
+
+
+EVENTS: tuple[type[Event], ...] = (
+    SessionScheduled,
+    SessionWentLive,
+    SessionInterrupted,
+    SessionResumed,
+    SessionEnded,
+    OfferListed,
+    OfferUpdated,
+    OfferSoldOut,
+    OfferWithdrawn,
+    OfferPinned,
+    NoticePinned,
+    SlowModeSet,
+    ChatDeleted,
+    PurchaseAnnounced,
+    DrawOpened,
+    DrawClosed,
+    DrawDrawn,
+    DrawCancelled,
+    EnvelopeOpened,
+    EnvelopeUpdated,
+    Pulse,
+    ChatMessage,
+    HoldPlaced,
+    HoldEnded,
+    OrderChanged,
+    OrderPlacedEvent,
+    OrderPaid,
+    PaymentDeclined,
+    DrawWon,
+    ShareOpened,
+    ChatMuted,
+    ViewerBanned,
+    ReviewRequested,
+    ReviewResolved,
+    FiguresUpdated,
+    CueAdvanced,
+    AlertRaised,
+)
+
+AnyEvent = Union[EVENTS]  # type: ignore[valid-type]  # noqa: UP007 - msgspec builds its decoder from the union of the tuple
+
+_encoder = msgspec.json.Encoder()
+_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(AnyEvent)
+
+
+def encode_event(event: Event) -> bytes:
+    return _encoder.encode(event)
+
+
+def decode_event(raw: bytes) -> Event:
+    """Raises msgspec.ValidationError for a type that is not in EVENTS."""
+    return _decoder.decode(raw)
+
+
+def event_type(event: Event) -> str:
+    return str(event.__struct_config__.tag)

@@ -1,0 +1,43 @@
+"""Cursor pagination. A page is `{"items": [...], "next_cursor": "..."}`; an empty cursor is the end. Cursors are opaque to clients.
+
+A cursor is the sort key of the last row, so rows that arrive or go in between are neither skipped nor repeated.
+"""
+
+import base64
+import binascii
+from typing import Annotated, Generic, TypeVar
+
+import msgspec
+from fastapi import Query
+from pydantic import BaseModel
+
+from app.core.errors import AppError
+from app.protocol.codes import BAD_REQUEST
+
+Item = TypeVar("Item")
+
+CursorParam = Annotated[str, Query(max_length=200, description="`next_cursor` of the page before; empty for the first page")]
+LimitParam = Annotated[int, Query(ge=1, le=200, description="items a page")]
+
+
+class Page(BaseModel, Generic[Item]):
+    items: list[Item]
+    next_cursor: str = ""
+
+
+def encode_cursor(*key: str | int) -> str:
+    return base64.urlsafe_b64encode(msgspec.json.encode(key)).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str, length: int) -> list[str | int] | None:
+    """The sort key in a cursor, None for the first page. Raises AppError `bad_request` for anything that we did not make."""
+    if not cursor:
+        return None
+    try:
+        raw = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+        key = msgspec.json.decode(raw, type=list[str | int])
+    except (binascii.Error, ValueError, msgspec.DecodeError) as failure:
+        raise AppError(BAD_REQUEST, "cursor: not one that this server gave out") from failure
+    if len(key) != length:
+        raise AppError(BAD_REQUEST, "cursor: belongs to another listing")
+    return key

@@ -1,0 +1,134 @@
+"""From the engine's outbox to SQL.
+
+A script that changes a room's stock appends to `{room}:outbox` in the same atomic step: `XADD <key> * t <type> d <json>`.
+Intake reads a batch in order and runs the registered handlers in one SQL transaction that also moves the room's progress mark;
+then it deletes the entries. Killed anywhere, it reads again, and the mark skips what SQL already has: each entry has exactly one
+effect. Two workers on one room wait for each other at the mark's row lock.
+An entry that keeps failing is set aside as a dead letter and does not block the rest.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, cast
+
+import msgspec
+import structlog
+from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.core.metrics import DEAD_LETTERS, INTAKE_ENTRIES, INTAKE_LAG_SECONDS
+from app.storage.redis import epoch_ms
+from app.storage.tables import DeadLetter, IntakeProgress
+from app.storage.work import Engines, Work
+
+ROOMS_KEY = "jishi:rooms"  # rooms that have had stock, draws or envelopes: where intake and expiry look
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxEntry:
+    id: str  # stream id, increasing within the room
+    room_id: str
+    type: str
+    at_ms: int  # the engine's clock
+    data: dict[str, Any]
+
+
+def outbox_key(room_id: str) -> str:
+    return f"{{{room_id}}}:outbox"
+
+
+async def register_room(engines: Engines, room_id: str) -> None:
+    """Makes the worker look at a room. Call before the room's first hot key is written."""
+    await engines.sales.sadd(ROOMS_KEY, room_id)
+
+
+async def list_rooms(engines: Engines) -> list[str]:
+    members = cast("set[bytes]", await engines.sales.smembers(ROOMS_KEY))
+    return sorted(member.decode() for member in members)
+
+
+async def take_in_room(engines: Engines, room_id: str) -> int:
+    """Takes in one batch of a room. The number of entries read; fewer than `intake_batch_max` means the outbox is empty now."""
+    rows = cast("list[Any]", await engines.sales.xrange(outbox_key(room_id), count=engines.settings.intake_batch_max))
+    if not rows:
+        return 0
+    entries = [_entry(room_id, entry_id, fields) for entry_id, fields in rows]
+    await _note_lag(engines, entries[0])
+    try:
+        await _take_in(engines, room_id, entries)
+    except SQLAlchemyError as failure:
+        if getattr(failure, "connection_invalidated", False):
+            raise  # SQL is away: nothing is wrong with the entries
+        await _take_in_one_by_one(engines, room_id, entries)
+    except (TypeError, ValueError, KeyError):
+        await _take_in_one_by_one(engines, room_id, entries)
+    await engines.sales.xdel(outbox_key(room_id), *[entry.id for entry in entries])
+    return len(entries)
+
+
+async def _take_in(engines: Engines, room_id: str, entries: Sequence[OutboxEntry]) -> None:
+    """One transaction: the mark, the handlers (runs of one type, in order), the events they emit."""
+    async with engines.work() as work:
+        fresh = await _advance(work, room_id, entries)
+        for entry_type, run in groupby(fresh, key=lambda entry: entry.type):
+            handler = engines.registry.intake.get(entry_type)
+            if handler is None:
+                raise ValueError(f"no intake handler for {entry_type!r}")
+            members = list(run)
+            await handler(work, members)
+            INTAKE_ENTRIES.labels(entry_type).inc(len(members))
+
+
+async def _advance(work: Work, room_id: str, entries: Sequence[OutboxEntry]) -> list[OutboxEntry]:
+    """Locks the room's mark, moves it to the batch's end, and returns the entries that SQL does not have yet."""
+    await work.session.execute(insert(IntakeProgress).values(room_id=room_id, last_entry="0-0").on_conflict_do_nothing())
+    query = select(IntakeProgress).where(IntakeProgress.room_id == room_id).with_for_update()
+    mark = (await work.session.scalars(query)).one()
+    fresh = [entry for entry in entries if _order(entry.id) > _order(mark.last_entry)]
+    if fresh:
+        mark.last_entry = fresh[-1].id
+    return fresh
+
+
+async def _take_in_one_by_one(engines: Engines, room_id: str, entries: Sequence[OutboxEntry]) -> None:
+    """After a batch failed: each entry alone, `outbox_attempts_max` times, and the one that still fails is set aside."""
+    for entry in entries:
+        for attempt in range(1, engines.settings.outbox_attempts_max + 1):
+            try:
+                await _take_in(engines, room_id, [entry])
+                break
+            except Exception as failure:
+                if getattr(failure, "connection_invalidated", False):
+                    raise
+                if attempt == engines.settings.outbox_attempts_max:
+                    await _set_aside(engines, room_id, entry, failure)
+
+
+async def _set_aside(engines: Engines, room_id: str, entry: OutboxEntry, failure: Exception) -> None:
+    async with engines.work() as work:
+        await _advance(work, room_id, [entry])
+        payload = msgspec.json.encode(entry.data)
+        work.session.add(
+            DeadLetter(source="intake", room_id=room_id, type=entry.type, payload=payload, error=repr(failure)[:2000], at=work.now)
+        )
+    DEAD_LETTERS.labels("intake").inc()
+    log.error("outbox entry set aside", room=room_id, entry=entry.id, type=entry.type, error=repr(failure))
+
+
+def _entry(room_id: str, entry_id: bytes, fields: dict[bytes, bytes]) -> OutboxEntry:
+    text_id = entry_id.decode()
+    return OutboxEntry(text_id, room_id, fields[b"t"].decode(), int(text_id.partition("-")[0]), msgspec.json.decode(fields[b"d"]))
+
+
+def _order(entry_id: str) -> tuple[int, int]:
+    milliseconds, _, sequence = entry_id.partition("-")
+    return int(milliseconds), int(sequence)
+
+
+async def _note_lag(engines: Engines, oldest: OutboxEntry) -> None:
+    now_ms = epoch_ms(*await engines.sales.time())
+    INTAKE_LAG_SECONDS.set(max(0, now_ms - oldest.at_ms) / 1000)

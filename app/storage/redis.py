@@ -1,0 +1,57 @@
+"""The Redis protocol: clients by role, and Lua scripts declared by their file.
+
+Two roles. `sales` holds stock, holds, orders, draws, envelopes and the room outboxes, and must be durable. `fan-out` holds streams,
+pub/sub, presence and chat. They may be one engine. Every call names its role; no script spans both.
+
+A script is one `.lua` file beside its domain. It is sent by its SHA-1 and loaded again by itself when the engine has lost it.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import redis.asyncio as redis_asyncio
+from redis.exceptions import NoScriptError
+
+Redis = redis_asyncio.Redis
+Argument = str | bytes | int | float
+
+
+class Script:
+    """A Lua script. Call it with the client of its role, its keys (all of one hash tag) and its arguments.
+
+    Replies are what the script returns, with bytes for strings; the domain's store parses the words into its own StrEnum.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.name = path.stem
+        self.source = path.read_text(encoding="utf-8")
+        self._sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+    async def __call__(self, client: Redis, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
+        values = cast("list[Any]", [*keys, *arguments])
+        try:
+            return await client.evalsha(self._sha, len(keys), *values)
+        except NoScriptError:
+            return await client.eval(self.source, len(keys), *values)
+
+
+def command_client(url: str) -> Redis:
+    """For commands that answer at once. Fails within 5 s when the engine is away: a viewer gets an error, never silence."""
+    return redis_asyncio.from_url(url, socket_timeout=5, socket_connect_timeout=2, max_connections=64, health_check_interval=15)
+
+
+def blocking_client(url: str) -> Redis:
+    """For readers that wait (pub/sub): no read timeout, which redis-py sets to 5 s by default."""
+    return redis_asyncio.from_url(url, socket_timeout=None, socket_connect_timeout=2, health_check_interval=0)
+
+
+def epoch_ms(seconds: bytes | int, microseconds: bytes | int) -> int:
+    """The engine's `TIME` in milliseconds."""
+    return int(seconds) * 1000 + int(microseconds) // 1000
+
+
+async def engine_now_ms(client: Redis) -> int:
+    seconds, microseconds = await client.time()
+    return epoch_ms(seconds, microseconds)

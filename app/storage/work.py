@@ -1,0 +1,155 @@
+"""The engines of one process, and the unit of work.
+
+`Engines` is made once, at the composition root, and passed as the first argument to whatever talks to an engine. `Work` is one SQL
+transaction with the events it announces: `emit` writes them into the same transaction, and after the commit they are published at once
+(announcements.py). If the process dies in between, the worker publishes them.
+
+    async with engines.work() as work:
+        await service.pin_offer(work, ...)      # flushes, emits; never commits
+"""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, TypeVar
+
+import structlog
+from redis.exceptions import RedisError
+from sqlalchemy import insert, select, text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.core.registry import Registry
+from app.core.runtime import Runtime, at_text
+from app.core.settings import Settings
+from app.protocol.events import Event, encode_event, event_type
+from app.storage.audit import append_audit
+from app.storage.group_commit import GroupCommit
+from app.storage.redis import Redis, command_client
+from app.storage.sql import Sql
+from app.storage.streams import Streams
+from app.storage.tables import Announcement
+
+Member = TypeVar("Member")
+Outcome = TypeVar("Outcome")
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Engines:
+    settings: Settings
+    runtime: Runtime
+    registry: Registry
+    sql: Sql
+    sales: Redis
+    fanout: Redis
+    streams: Streams
+    _groups: dict[str, GroupCommit[Any, Any]] = field(default_factory=dict[str, GroupCommit[Any, Any]])
+
+    @classmethod
+    def connect(cls, settings: Settings, runtime: Runtime, registry: Registry) -> "Engines":
+        """Opens no connection yet: the first command does."""
+        settings.check_engines()
+        sales = command_client(settings.redis_url)
+        fanout = command_client(settings.fanout_redis_url) if settings.fanout_redis_url else sales
+        return cls(settings, runtime, registry, Sql(settings.database_url), sales, fanout, Streams(fanout, settings, runtime))
+
+    async def close(self) -> None:
+        await self.sales.aclose()
+        if self.fanout is not self.sales:
+            await self.fanout.aclose()
+        await self.sql.close()
+
+    async def check(self) -> dict[str, str]:
+        """What each engine answers: "ok", or the name of its failure. For readiness and the command line."""
+        answers: dict[str, str] = {}
+        for name, client in (("sales", self.sales), ("fan-out", self.fanout)):
+            try:
+                await client.ping()
+                answers[name] = "ok"
+            except (RedisError, OSError) as failure:
+                answers[name] = type(failure).__name__
+        try:
+            async with self.sql.read() as session:
+                await session.execute(text("select 1"))
+            answers["sql"] = "ok"
+        except (SQLAlchemyError, OSError) as failure:
+            answers["sql"] = type(failure).__name__
+        return answers
+
+    def group_commit(
+        self, name: str, run_batch: Callable[["Engines", str, Sequence[Member]], Awaitable[Sequence[Outcome]]]
+    ) -> GroupCommit[Member, Outcome]:
+        """The process's one group commit of this name; `run_batch(engines, room_id, members)` is called once a batch."""
+        group = self._groups.get(name)
+        if group is None:
+
+            async def run(room_id: str, members: Sequence[Member]) -> Sequence[Outcome]:
+                return await run_batch(self, room_id, members)
+
+            group = self._groups[name] = GroupCommit(
+                name, run, batch_max=self.settings.group_commit_batch_max, queue_max=self.settings.group_commit_queue_max
+            )
+        return group
+
+    @asynccontextmanager
+    async def work(self) -> AsyncGenerator["Work"]:
+        """One transaction; what it emitted is published before this returns, or soon after by the worker if an engine is away."""
+        from app.storage.announcements import announce_room  # noqa: PLC0415 - announcements need Work, which is defined here
+
+        async with self.sql.begin() as session:
+            work = Work(self, session)
+            yield work
+            await work.flush()
+        for room_id in work.announced_rooms:
+            try:
+                await announce_room(self, room_id)
+            except (RedisError, SQLAlchemyError, OSError) as failure:
+                log.warning("announcement left to the worker", room=room_id, error=type(failure).__name__)
+
+
+class Work:
+    """One unit of work. `now_ms` is read once, so that all that one use case writes bears the same time."""
+
+    def __init__(self, engines: Engines, session: AsyncSession) -> None:
+        self.engines = engines
+        self.session = session
+        self.runtime = engines.runtime
+        self.now_ms = engines.runtime.now_ms()
+        self.announced_rooms: set[str] = set()
+        self._pending: list[dict[str, Any]] = []
+
+    @property
+    def now(self) -> datetime:
+        return datetime.fromisoformat(self.at)
+
+    @property
+    def at(self) -> str:
+        """`now_ms` as events state it."""
+        return at_text(self.now_ms)
+
+    def emit(self, room_id: str, channels: Sequence[str], event: Event) -> None:
+        """Announces an event on these channels once the transaction has committed. One room's events keep their order."""
+        self._pending.append(
+            {"room_id": room_id, "channels": list(channels), "type": event_type(event), "payload": encode_event(event), "attempts": 0}
+        )
+
+    async def audit(self, room_id: str, actor: str, action: str, subject: str, **detail: Any) -> None:
+        """Records an act in the room's audit log, in this transaction."""
+        await append_audit(self.session, room_id=room_id, at=self.now, actor=actor, action=action, subject=subject, detail=detail)
+
+    async def flush(self) -> None:
+        """Writes what was emitted. Called at the end of the unit of work."""
+        await self.session.flush()
+        if self._pending:
+            await self.session.execute(insert(Announcement), self._pending)
+            self.announced_rooms |= {row["room_id"] for row in self._pending}
+            self._pending = []
+
+
+async def rooms_to_announce(engines: Engines, limit: int = 100) -> list[str]:
+    """Rooms with committed events that are not out yet."""
+    async with engines.sql.read() as session:
+        return list(await session.scalars(select(Announcement.room_id).distinct().limit(limit)))
