@@ -40,6 +40,10 @@ Reaction = Callable[[Any, str, Any], Awaitable[None]]
 ReportFigure = Callable[[Any, str], Awaitable[Any]]
 
 
+# async (engines, caller, room_id) -> None; raises AppError when this caller may not be in the room
+Admission = Callable[[Any, Any, str], Awaitable[None]]
+
+
 @dataclass(frozen=True, slots=True)
 class Domain:
     name: str
@@ -50,6 +54,8 @@ class Domain:
     intake: Mapping[str, IntakeHandler] = field(default_factory=dict[str, IntakeHandler])
     reactions: Mapping[str, Reaction] = field(default_factory=dict[str, Reaction])  # event type -> reaction
     report: Mapping[str, ReportFigure] = field(default_factory=dict[str, ReportFigure])
+    pulse: Mapping[str, SnapshotPart] = field(default_factory=dict[str, SnapshotPart])  # field of the Pulse event -> reading
+    admission: tuple[Admission, ...] = ()
 
 
 @dataclass(slots=True)
@@ -62,6 +68,8 @@ class Registry:
     intake: dict[str, IntakeHandler] = field(default_factory=dict[str, IntakeHandler])
     reactions: dict[str, list[Reaction]] = field(default_factory=dict[str, list[Reaction]])
     report: dict[str, ReportFigure] = field(default_factory=dict[str, ReportFigure])
+    pulse: dict[str, SnapshotPart] = field(default_factory=dict[str, SnapshotPart])
+    admission: list[Admission] = field(default_factory=list[Admission])
 
     @classmethod
     def of(cls, domains: Iterable[Domain]) -> "Registry":
@@ -77,7 +85,9 @@ class Registry:
         _merge(self.snapshot, domain.snapshot, domain.name, "snapshot part")
         _merge(self.intake, domain.intake, domain.name, "intake handler")
         _merge(self.report, domain.report, domain.name, "report figure")
+        _merge(self.pulse, domain.pulse, domain.name, "pulse reading")
         self.routers.extend(domain.routers)
+        self.admission.extend(domain.admission)
         for event_type, reaction in domain.reactions.items():
             self.reactions.setdefault(event_type, []).append(reaction)
 

@@ -23,6 +23,10 @@ class Runtime:
         """Milliseconds since 1970 in UTC. Deadlines are decided by the engine's clock, not by this one."""
         return time.time_ns() // 1_000_000
 
+    def script_now_ms(self) -> int:
+        """What scripts get as `now_ms`: 0 means the engine's own clock, the one that decides deadlines. Tests pass theirs."""
+        return 0
+
     def monotonic_ms(self) -> float:
         return time.monotonic() * 1000
 

@@ -41,6 +41,9 @@ class Settings(BaseSettings):
     token_ttl_s: Positive = 12 * 3600
     guest_token_ttl_s: Positive = 2 * 3600
     guests_allowed: bool = True
+    guest_rights: str = Field(
+        "room.watch,chat.send,inventory.reserve,order.place", description="comma-separated; draws and envelopes need a known viewer"
+    )
     guests_per_address_per_min: Positive = 60
     sign_in_attempts_per_min: Positive = 10
     currency: str = "CNY"

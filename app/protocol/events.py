@@ -22,7 +22,7 @@ class Event(Struct, frozen=True, kw_only=True, tag_field="type"):
 
 
 class OfferView(Struct, frozen=True, kw_only=True):
-    """An offer on the shelf, as viewers see it. `available` is a reading; the pulse carries newer ones."""
+    """An offer on the shelf, as viewers see it. How much is left is a reading: the snapshot's `stock`, then the pulse."""
 
     id: str
     name: str
@@ -30,9 +30,8 @@ class OfferView(Struct, frozen=True, kw_only=True):
     list_price_minor: int
     currency: str
     total: int
-    available: int
     limit_per_viewer: int  # 0: no limit
-    state: str  # listed, open, paused, sold_out, withdrawn, closed
+    state: str  # listed, paused, withdrawn
     opens_at: str | None = None
     closes_at: str | None = None
     return_policy: str = "no_reason_7_days"  # or "fresh_no_return"
@@ -129,6 +128,12 @@ class OfferUpdated(Event, frozen=True, tag="offer.updated"):
 
 
 class OfferSoldOut(Event, frozen=True, tag="offer.sold_out"):
+    offer: str
+
+
+class OfferRestocked(Event, frozen=True, tag="offer.restocked"):
+    """An offer that was sold out has stock again."""
+
     offer: str
 
 
@@ -334,6 +339,7 @@ EVENTS: tuple[type[Event], ...] = (
     OfferListed,
     OfferUpdated,
     OfferSoldOut,
+    OfferRestocked,
     OfferWithdrawn,
     OfferPinned,
     NoticePinned,
