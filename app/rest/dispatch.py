@@ -1,0 +1,99 @@
+"""One way to call a command, for the websocket's RPC and for its REST twin: decode, check the right, call, count, encode.
+
+What leaves here as an exception is an AppError, always: an engine that is away is `service_unavailable`, and what nobody foresaw is logged
+and becomes `internal`. A caller never learns more than that.
+"""
+
+from functools import lru_cache
+from time import perf_counter
+from typing import Any
+
+import msgspec
+import structlog
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as SqlPoolTimeoutError
+
+from app.core.caller import Caller
+from app.core.errors import AppError
+from app.core.metrics import COMMAND_SECONDS, COMMANDS, OUTCOMES
+from app.core.registry import Command
+from app.protocol.codes import BAD_REQUEST, INTERNAL, PERMISSION_DENIED, SERVICE_UNAVAILABLE, UNAUTHORIZED
+from app.storage.work import Engines
+
+RETRY_AFTER_MS = 1000
+
+log = structlog.get_logger()
+_encoder = msgspec.json.Encoder()
+
+
+async def call_command(engines: Engines, caller: Caller, command: Command, raw_body: bytes) -> bytes:
+    """The encoded reply. Raises AppError, and nothing else."""
+    started = perf_counter()
+    result = "ok"
+    try:
+        return await _call(engines, caller, command, raw_body)
+    except AppError as refusal:
+        result = refusal.code.word
+        raise
+    except Exception as failure:
+        error = app_error(failure, method=command.method)
+        result = error.code.word
+        raise error from failure
+    finally:
+        COMMANDS.labels(command.method, result).inc()
+        COMMAND_SECONDS.labels(command.method).observe(perf_counter() - started)
+
+
+async def _call(engines: Engines, caller: Caller, command: Command, raw_body: bytes) -> bytes:
+    check_somewhere(caller, command.right)
+    request = decode_request(command.request, raw_body)
+    reply = await command.handler(engines, caller, request)
+    outcome = getattr(reply, "outcome", None)
+    if outcome is not None:
+        OUTCOMES.labels(command.method, str(outcome)).inc()
+    return _encoder.encode(reply)
+
+
+def check_somewhere(caller: Caller, right: str) -> None:
+    """The first, cheap check: a caller who has the right in no room at all needs no further look."""
+    if not caller.id:
+        raise AppError(UNAUTHORIZED, "sign in, or send a token as `Authorization: Bearer ...`")
+    if not caller.may_somewhere(right):
+        raise AppError(PERMISSION_DENIED, f"this needs the right `{right}`")
+
+
+def decode_request(request_type: type[Any], raw_body: bytes) -> Any:
+    """Raises AppError `bad_request` with the path of the field that is wrong. No body at all is an empty object."""
+    try:
+        return _decoder(request_type).decode(raw_body or b"{}")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as failure:
+        raise AppError(BAD_REQUEST, str(failure)) from failure
+
+
+@lru_cache(maxsize=256)
+def _decoder(request_type: type[Any]) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(request_type)
+
+
+def app_error(failure: Exception, **context: Any) -> AppError:
+    """What the caller is told of a failure that is no AppError. Logs it once, here."""
+    if isinstance(failure, AppError):
+        return failure
+    if _engine_away(failure):
+        log.warning("an engine did not answer", error=repr(failure)[:500], **context)
+        return AppError(SERVICE_UNAVAILABLE, "an engine did not answer; try again with the same key", retry_after_ms=RETRY_AFTER_MS)
+    log.error("unexpected failure", exc_info=failure, **context)
+    return AppError(INTERNAL)
+
+
+def _engine_away(failure: Exception) -> bool:
+    if isinstance(failure, DBAPIError):
+        return failure.connection_invalidated
+    return isinstance(failure, RedisConnectionError | RedisTimeoutError | SqlPoolTimeoutError | OSError)
+
+
+def retry_after_s(error: AppError) -> int | None:
+    """Whole seconds for the `Retry-After` header, rounded up; None when the error sets no time."""
+    return None if error.retry_after_ms is None else max(1, -(-error.retry_after_ms // 1000))
