@@ -288,12 +288,14 @@ class ShareOpened(Event, frozen=True, tag="share.opened"):
 
 class ChatMuted(Event, frozen=True, tag="chat.muted"):
     room: str
+    viewer: str
     until: str | None  # null: the mute was lifted
     reason: str = ""
 
 
 class ViewerBanned(Event, frozen=True, tag="viewer.banned"):
     room: str
+    viewer: str
     reason: str = ""
     lifted: bool = False
 
@@ -310,6 +312,12 @@ class ReviewResolved(Event, frozen=True, tag="review.resolved"):
     message: str
     approved: bool
     by: str
+
+
+class WordsChanged(Event, frozen=True, tag="chat.words_changed"):
+    """The word list that holds messages for review was changed; an empty room means the platform's list."""
+
+    room: str
 
 
 class FiguresUpdated(Event, frozen=True, tag="figures.updated"):
@@ -366,6 +374,7 @@ EVENTS: tuple[type[Event], ...] = (
     ViewerBanned,
     ReviewRequested,
     ReviewResolved,
+    WordsChanged,
     FiguresUpdated,
     CueAdvanced,
     AlertRaised,
