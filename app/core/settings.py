@@ -22,17 +22,19 @@ class Settings(BaseSettings):
 
     # Where things are
     environment: Literal["development", "production"] = "production"
-    redis_url: str = Field("", validation_alias=AliasChoices("REDIS_URL", "redis_url"), description="role `sales`: stock, holds, orders")
+    redis_url: str = Field(
+        default="", validation_alias=AliasChoices("REDIS_URL", "redis_url"), description="role `sales`: stock, holds, orders"
+    )
     fanout_redis_url: str = Field(
-        "",
+        default="",
         validation_alias=AliasChoices("FANOUT_REDIS_URL", "fanout_redis_url"),
         description="role `fan-out`; empty: the same engine",
     )
-    database_url: str = Field("", validation_alias=AliasChoices("DATABASE_URL", "database_url"))
+    database_url: str = Field(default="", validation_alias=AliasChoices("DATABASE_URL", "database_url"))
     data_dir: Path = Path(".jishi")
     host: str = "127.0.0.1"
     port: int = 8000
-    public_url: str = Field("", description="how the outside reaches this product; empty: http://host:port")
+    public_url: str = Field(default="", description="how the outside reaches this product; empty: http://host:port")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
 
@@ -42,14 +44,16 @@ class Settings(BaseSettings):
     guest_token_ttl_s: Positive = 2 * 3600
     guests_allowed: bool = True
     guest_rights: str = Field(
-        "room.watch,chat.send,inventory.reserve,order.place", description="comma-separated; draws and envelopes need a known viewer"
+        default="room.watch,chat.send,inventory.reserve,order.place", description="comma-separated; draws and envelopes need a known viewer"
     )
     guests_per_address_per_min: Positive = 60
     sign_in_attempts_per_min: Positive = 10
     currency: str = "CNY"
 
     # The gateway
-    allowed_origins: str = Field("", description="comma-separated; empty: same host only, `*`: all. Clients without an Origin header pass")
+    allowed_origins: str = Field(
+        default="", description="comma-separated; empty: same host only, `*`: all. Clients without an Origin header pass"
+    )
     ping_interval_s: Positive = 25
     pong_timeout_s: Positive = 10
     connect_timeout_s: Positive = 15
@@ -99,7 +103,7 @@ class Settings(BaseSettings):
     webhook_tolerance_s: Positive = 300
     webhook_attempts_max: Positive = 12
     webhook_timeout_s: Positive = 10
-    webhooks_to_private_addresses: bool = Field(False, description="let webhooks reach loopback and private networks")
+    webhooks_to_private_addresses: bool = Field(default=False, description="let webhooks reach loopback and private networks")
 
     # REST
     body_bytes_max: Positive = 256 * 1024

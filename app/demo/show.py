@@ -1,7 +1,7 @@
 """The acts of the demo show, in order, and what happens when the demo itself is killed in the middle.
 
-The show's place (room, session, act) is kept in one small file: a demo that is started again goes on with the act after the last one finished, in
-the same session. A show is over when its session has ended; the next one starts after a pause, so the page is always alive.
+The show's place (room, session, act) is kept in one small file: a demo that is started again goes on with the act after the last one
+finished, in the same session. A show is over when its session has ended; the next one starts after a pause, so the page is always alive.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ class Show:
         self.place = Place()
         self.rng = rng
         self._crowd_size = crowd_size
-        self._pace = pace  # 1: a show of about four minutes; smaller is faster
+        self.pace = pace  # 1: a show of about four minutes; smaller is faster
         self._make_viewer = make_viewer
         self._place_file = place_file
         self._began = time.monotonic()
@@ -67,7 +67,7 @@ class Show:
         print(f"show {elapsed_s // 60:02d}:{elapsed_s % 60:02d}  {text}  ({crowd})", flush=True)  # noqa: T201 - the demo's own terminal line
 
     async def pause(self, seconds: float) -> None:
-        await asyncio.sleep(seconds * self._pace)
+        await asyncio.sleep(seconds * self.pace)
 
     def aside(self, doing: Coroutine[Any, Any, Any]) -> None:
         """Something that goes on beside the act, such as a payment that is awaited."""
@@ -197,7 +197,7 @@ async def draw(show: Show) -> None:
         "title": "丰收抽奖 · Harvest draw",
         "condition": "keyword",
         "keyword": PRIZE_KEYWORD,
-        "duration_s": max(5, int(20 * show._pace)),
+        "duration_s": max(5, int(20 * show.pace)),
         "prizes": [
             {"kind": "money", "name": "红包 20 元", "count": 5, "amount_minor": 2000},
             {"kind": "product", "name": TEA.name, "count": 1, "offer": show.place.offers[TEA.word]},

@@ -1,8 +1,14 @@
 """What people in the demo are called and what they say, in both languages. Chosen by a seeded generator, so that a show can be replayed."""
 
 FAMILY_NAMES = "王李张刘陈杨黄赵吴周徐孙马朱胡林郭何高罗"
-GIVEN_NAMES = ["秀英", "桂兰", "志强", "建国", "小雨", "晓燕", "丽华", "国栋", "雪梅", "海涛", "文静", "思远", "子轩", "雨桐", "春生", "月娥", "阿福", "小满", "谷雨", "立夏"]
-WESTERN_NAMES = ["Amy", "Ben", "Clara", "Daniel", "Elena", "Farid", "Grace", "Hiro", "Ines", "Jonas", "Kavya", "Leo", "Mina", "Noah", "Olga", "Pedro", "Quinn", "Rosa", "Sami", "Tara"]
+GIVEN_NAMES = (
+    *("秀英", "桂兰", "志强", "建国", "小雨", "晓燕", "丽华", "国栋", "雪梅", "海涛"),
+    *("文静", "思远", "子轩", "雨桐", "春生", "月娥", "阿福", "小满", "谷雨", "立夏"),
+)
+WESTERN_NAMES = (
+    *("Amy", "Ben", "Clara", "Daniel", "Elena", "Farid", "Grace", "Hiro", "Ines", "Jonas"),
+    *("Kavya", "Leo", "Mina", "Noah", "Olga", "Pedro", "Quinn", "Rosa", "Sami", "Tara"),
+)
 
 GREETINGS = (
     "主播好！",
