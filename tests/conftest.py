@@ -1,0 +1,71 @@
+"""Real engines for every test: one valkey-server and one PostgreSQL a pytest worker, emptied before each test that uses them."""
+
+import os
+from collections.abc import AsyncGenerator, Iterator
+
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy import text
+
+from app.core.registry import Registry
+from app.core.settings import Settings
+from app.storage.work import Engines
+from tests.support.leaks import assert_no_stray_tasks
+from tests.support.runtime import TestRuntime
+from tests.support.servers import Servers, make_schema, run_apart, running_servers
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _plain_environment() -> None:
+    """The settings of whoever runs the tests must not decide what they find."""
+    for name in list(os.environ):
+        if name.startswith("JISHI_") or name in {"REDIS_URL", "FANOUT_REDIS_URL", "DATABASE_URL"}:
+            del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    """The worker's pair of engines, with the schema. A test that kills an engine makes its own by `running_servers()`."""
+    with running_servers() as pair:
+        run_apart(make_schema(pair.postgres.url))
+        yield pair
+
+
+@pytest.fixture
+def settings(servers: Servers) -> Settings:
+    return Settings(
+        environment="development",
+        redis_url=servers.valkey.url,
+        database_url=servers.postgres.url,
+        data_dir=servers.data_dir,
+        drain_s=0.2,
+    )
+
+
+@pytest.fixture
+def runtime() -> TestRuntime:
+    return TestRuntime()
+
+
+@pytest.fixture
+def registry() -> Registry:
+    from app.composition import build_registry  # noqa: PLC0415 - a domain that cannot be imported fails the tests that need it, not all
+
+    return build_registry()
+
+
+@pytest.fixture
+async def engines(settings: Settings, runtime: TestRuntime, registry: Registry) -> AsyncGenerator[Engines]:
+    """Both engines empty, all domains registered, time standing still."""
+    engines = Engines.connect(settings, runtime, registry)
+    await empty(engines.sales, engines)
+    yield engines
+    await engines.close()
+    await assert_no_stray_tasks()
+
+
+async def empty(client: Redis, engines: Engines) -> None:
+    await client.flushall()
+    await client.script_flush()
+    async with engines.sql.begin() as session:
+        await session.execute(text("select clean_tables()"))

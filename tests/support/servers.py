@@ -1,0 +1,83 @@
+"""Real engines for tests: one pair a pytest worker, or a pair of a test's own that it may kill and start again."""
+
+import asyncio
+import shutil
+import tempfile
+import threading
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from app.storage.embedded import Postgres, Valkey
+from app.storage.sql import Table, async_url
+
+# Empties the tables that hold anything; truncating all of them would cost more than most tests.
+CLEAN_FUNCTION = """
+create or replace function clean_tables() returns void language plpgsql as $$
+declare name text; found boolean; full_tables text[] := '{}';
+begin
+  for name in select format('%I', tablename) from pg_tables where schemaname = 'public' and tablename <> 'alembic_version' loop
+    execute format('select exists (select from %s)', name) into found;
+    if found then full_tables := full_tables || name; end if;
+  end loop;
+  if full_tables <> '{}' then execute 'truncate ' || array_to_string(full_tables, ', ') || ' restart identity cascade'; end if;
+end $$
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    valkey: Valkey
+    postgres: Postgres
+    data_dir: Path
+
+
+@contextmanager
+def running_servers(*, appendfsync: str = "everysec", durable: bool = False) -> Iterator[Servers]:
+    """Not durable against a power cut by default; a killed process loses nothing either way, since the kernel has its writes."""
+    data_dir = Path(tempfile.mkdtemp(prefix="jishi-test-"))
+    servers = Servers(Valkey(data_dir, appendfsync=appendfsync), Postgres(data_dir, durable=durable), data_dir)
+    try:
+        servers.valkey.start()
+        servers.postgres.start()
+        yield servers
+    finally:
+        servers.valkey.stop()
+        servers.postgres.stop()
+        shutil.rmtree(data_dir)
+        shutil.rmtree(servers.postgres.socket_dir, ignore_errors=True)
+
+
+def run_apart(work: Coroutine[Any, Any, None]) -> None:
+    """Runs to its end in a thread and a loop of its own, so that the loop of the test is not touched."""
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            asyncio.run(work)
+        except BaseException as failure:  # handed over to the calling thread
+            failures.append(failure)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+
+
+async def make_schema(database_url: str) -> None:
+    """Every table of every domain, as the migrations make them (tests/operations/test_migrations.py compares the two)."""
+    import app.composition  # noqa: F401, PLC0415 - makes all tables known; a domain that cannot be imported breaks here alone
+
+    engine = create_async_engine(async_url(database_url))
+    try:
+        async with engine.begin() as connection:
+            await connection.run_sync(Table.metadata.create_all)
+            await connection.execute(text(CLEAN_FUNCTION))
+    finally:
+        await engine.dispose()
