@@ -44,6 +44,35 @@ class OfferView(Struct, frozen=True, kw_only=True):
     version: int = 1
 
 
+class RoomView(Struct, frozen=True, kw_only=True):
+    """The lasting place of a host."""
+
+    id: str
+    title: str
+    host: str
+    description: str = ""
+    currency: str = "CNY"
+    language: str = "zh"  # BCP 47
+
+
+class SessionView(Struct, frozen=True, kw_only=True):
+    """The session on air: live, or interrupted. A room has at most one."""
+
+    id: str
+    title: str
+    state: str  # live, interrupted
+    went_live_at: str
+    reason: str = ""  # why it is interrupted
+
+
+class UpcomingView(Struct, frozen=True, kw_only=True):
+    """A session that was announced and has not begun."""
+
+    session: str
+    title: str
+    starts_at: str
+
+
 class PrizeView(Struct, frozen=True, kw_only=True):
     kind: str  # "money" or "product"
     name: str
@@ -87,6 +116,10 @@ class EnvelopeView(Struct, frozen=True, kw_only=True):
 # --- room:<id> -----------------------------------------------------------------------------------------------------------------------
 
 
+class RoomUpdated(Event, frozen=True, tag="room.updated"):
+    room: RoomView
+
+
 class SessionScheduled(Event, frozen=True, tag="session.scheduled"):
     room: str
     session: str
@@ -112,6 +145,13 @@ class SessionResumed(Event, frozen=True, tag="session.resumed"):
 
 
 class SessionEnded(Event, frozen=True, tag="session.ended"):
+    room: str
+    session: str
+
+
+class SessionArchived(Event, frozen=True, tag="session.archived"):
+    """For the team only: what must last is in SQL, the hot keys of the session may go."""
+
     room: str
     session: str
 
@@ -339,11 +379,13 @@ class AlertRaised(Event, frozen=True, tag="alert.raised"):
 
 
 EVENTS: tuple[type[Event], ...] = (
+    RoomUpdated,
     SessionScheduled,
     SessionWentLive,
     SessionInterrupted,
     SessionResumed,
     SessionEnded,
+    SessionArchived,
     OfferListed,
     OfferUpdated,
     OfferSoldOut,

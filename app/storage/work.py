@@ -47,6 +47,8 @@ class Engines:
     fanout: Redis
     streams: Streams
     _groups: dict[str, GroupCommit[Any, Any]] = field(default_factory=dict[str, GroupCommit[Any, Any]])
+    # Domains' process-local caches and rate limiters, by name: never truth, always bounded by whoever keeps one.
+    local: dict[str, Any] = field(default_factory=dict[str, Any])
 
     @classmethod
     def connect(cls, settings: Settings, runtime: Runtime, registry: Registry) -> "Engines":
