@@ -18,6 +18,15 @@ COMMAND_SECONDS = Histogram(
 JOINS_REFUSED = Counter("jishi_joins_refused_total", "Connections refused before the upgrade", ["reason"])
 RECOVERIES = Counter("jishi_recoveries_total", "Subscriptions that asked to recover", ["result"])
 
+# REST and pages
+REQUESTS = Counter("jishi_requests_total", "HTTP requests answered", ["method", "route", "status"])
+REQUEST_SECONDS = Histogram(
+    "jishi_request_seconds",
+    "From an HTTP request's arrival to the end of its answer",
+    ["route"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+)
+
 # hot path
 BATCH_SIZE = Histogram(
     "jishi_group_commit_batch_size",

@@ -1,0 +1,91 @@
+"""Composition root of the web process: settings, engines, gateway, REST, console. `jishi serve` runs `create_app`.
+
+Nothing here is decided by being imported; tests pass engines of their own, which they also close.
+"""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from fastapi import FastAPI
+
+from app import __version__
+from app.composition import build_registry
+from app.core.caller import Caller
+from app.core.registry import Registry
+from app.core.runtime import Runtime
+from app.core.settings import Settings
+from app.domains.accounts.service import resolve
+from app.rest import probes
+from app.rest.middleware import BodyLimit, Edge, WhoCalls
+from app.rest.problems import install_problem_handlers
+from app.rest.twins import twin_router
+from app.storage.work import Engines
+
+
+def create_app(settings: Settings | None = None, *, engines: Engines | None = None) -> FastAPI:
+    """The web process. Engines that are passed in stay open; otherwise they are made from the settings and closed with the process."""
+    registry = engines.registry if engines else build_registry()
+    settings = settings or (engines.settings if engines else Settings())
+    settings.check_production()
+    own = engines is None
+    engines = engines or Engines.connect(settings, Runtime(), registry)
+    app = FastAPI(
+        title="Jishi",
+        version=__version__,
+        docs_url=None,  # FastAPI's pages load their scripts from a CDN; rest/document.py has one that does not
+        redoc_url=None,
+        lifespan=_lifespan(engines, close_engines=own),
+    )
+    app.state.engines = engines
+    app.state.hub = _attribute("app.gateway.hub", "Hub")(engines) if find_spec("app.gateway.hub") else None
+    app.state.draining = False
+    install_problem_handlers(app)
+    _include_routers(app, registry)
+    _add_middleware(app, engines)
+    return app
+
+
+def _lifespan(engines: Engines, *, close_engines: bool) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        if app.state.hub:
+            await app.state.hub.start()
+        try:
+            yield
+        finally:
+            app.state.draining = True
+            if app.state.hub:
+                await app.state.hub.drain()
+                await app.state.hub.stop()
+            if close_engines:
+                await engines.close()
+
+    return lifespan
+
+
+def _include_routers(app: FastAPI, registry: Registry) -> None:
+    for module in ("app.gateway.endpoint", "app.console.pages"):
+        if find_spec(module):
+            app.include_router(_attribute(module, "router"))
+    app.include_router(probes.router)
+    for router in registry.routers:
+        app.include_router(router)
+    app.include_router(twin_router(registry.commands.values()))
+
+
+def _add_middleware(app: FastAPI, engines: Engines) -> None:
+    """Starlette puts what is added last outermost."""
+
+    async def resolve_token(token: str) -> Caller:
+        return await resolve(engines, token)
+
+    app.add_middleware(WhoCalls, resolve=resolve_token)
+    app.add_middleware(BodyLimit, bytes_max=engines.settings.body_bytes_max)
+    app.add_middleware(Edge, new_id=engines.runtime.new_id)
+
+
+def _attribute(module: str, name: str) -> Any:
+    return getattr(import_module(module), name)

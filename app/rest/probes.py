@@ -1,0 +1,50 @@
+"""What watches the process: `/healthz` (it runs), `/readyz` (it can serve), `/metrics` (Prometheus)."""
+
+from collections.abc import Iterable
+
+from fastapi import APIRouter, Request
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Metric, ProcessCollector, generate_latest
+from prometheus_client.registry import Collector
+from starlette.responses import JSONResponse, Response
+
+from app.rest.access import EnginesDep, public
+
+METRIC_PREFIX = "jishi_"
+
+router = APIRouter(include_in_schema=False)
+
+
+class OurMetrics(Collector):
+    """The product's own metrics out of the process-wide registry; the client library's defaults stay out."""
+
+    def collect(self) -> Iterable[Metric]:
+        return (metric for metric in REGISTRY.collect() if metric.name.startswith(METRIC_PREFIX))
+
+
+_registry = CollectorRegistry()
+_registry.register(OurMetrics())
+ProcessCollector(namespace="jishi", registry=_registry)  # memory, processor time, open files of this process
+
+
+@router.get("/healthz")
+@public
+async def healthz() -> JSONResponse:
+    """The process is alive. Says nothing of the engines: a restart would not bring them back."""
+    return JSONResponse({"status": "ok"})
+
+
+@router.get("/readyz")
+@public
+async def readyz(request: Request, engines: EnginesDep) -> JSONResponse:
+    """503 with the reasons while an engine is out of reach or the process drains."""
+    checks = await engines.check()
+    if request.app.state.draining:
+        checks["process"] = "draining"
+    ready = all(answer == "ok" for answer in checks.values())
+    return JSONResponse({"status": "ok" if ready else "unavailable", "checks": checks}, 200 if ready else 503)
+
+
+@router.get("/metrics")
+@public
+async def metrics() -> Response:
+    return Response(generate_latest(_registry), media_type=CONTENT_TYPE_LATEST)
