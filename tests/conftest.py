@@ -3,7 +3,9 @@
 import os
 from collections.abc import AsyncGenerator, Iterator
 
+import httpx2
 import pytest
+from fastapi import FastAPI
 from redis.asyncio import Redis
 from sqlalchemy import text
 
@@ -69,3 +71,21 @@ async def empty(client: Redis, engines: Engines) -> None:
     await client.script_flush()
     async with engines.sql.begin() as session:
         await session.execute(text("select clean_tables()"))
+
+
+@pytest.fixture
+async def app(engines: Engines) -> AsyncGenerator[FastAPI]:
+    """The web process on the test's engines, started."""
+    from app.main import create_app  # noqa: PLC0415 - as above
+
+    app = create_app(engines=engines)
+    async with app.router.lifespan_context(app):
+        yield app
+
+
+@pytest.fixture
+async def client(app: FastAPI) -> AsyncGenerator[httpx2.AsyncClient]:
+    """Speaks HTTP to the web process without a socket."""
+    transport = httpx2.ASGITransport(app=app)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://testserver") as client:
+        yield client
