@@ -8,7 +8,6 @@ PostgreSQL refuses to run as root: started by root, it runs as an unprivileged u
 the interpreter's exit: who starts an engine stops it.
 """
 
-import ctypes
 import hashlib
 import importlib.util
 import os
@@ -17,13 +16,13 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from app.core.errors import SetupError
+from app.storage.children import become, die_with_parent, first_number, is_process_of, pid_exists
 
 START_S_MAX = 60.0  # recovery of a large append-only file or WAL; a clean start takes well under a second
 STOP_S_MAX = 20.0
@@ -31,14 +30,6 @@ POLL_S = 0.02
 SOCKET_PATH_BYTES_MAX = 100  # the kernel's limit is 108 with the closing zero, 104 on macOS
 POSTGRES_SOCKET = ".s.PGSQL.5432"
 UNPRIVILEGED_USERS = ("jishi", "postgres", "nobody")  # the first that exists; never created by us
-
-_PR_SET_PDEATHSIG = 1
-_PR_SET_KEEPCAPS = 8
-_PR_CAP_AMBIENT = 47
-_PR_CAP_AMBIENT_RAISE = 2
-_CAP_VERSION_3 = 0x20080522
-_CAP_DAC_OVERRIDE = 1
-_CAP_DAC_READ_SEARCH = 2
 
 
 class Engine:
@@ -51,6 +42,7 @@ class Engine:
         self.data_dir = data_dir.resolve()
         self.process: subprocess.Popen[bytes] | None = None
         self.log_path = self.data_dir / "logs" / f"{self.name}.log"
+        self.pid_path = self.data_dir / f"{self.name}.pid"
 
     @property
     def url(self) -> str:
@@ -66,6 +58,19 @@ class Engine:
         """Makes directories and clears what a kill left behind."""
         _make_private(self.data_dir)
         _make_private(self.log_path.parent)
+        self._end_orphan()
+
+    def _end_orphan(self) -> None:
+        """After a kill of ours the engine may still be shutting down, or not know yet: two on one data directory would ruin it."""
+        pid = first_number(self.pid_path)
+        if pid is None or not is_process_of(pid, str(self.data_dir)):
+            return
+        os.kill(pid, self.stop_signal)
+        deadline = time.monotonic() + STOP_S_MAX
+        while pid_exists(pid):
+            if time.monotonic() > deadline:
+                raise SetupError(f"an earlier {self.name} (process {pid}) does not end: stop it and start again")
+            time.sleep(POLL_S)
 
     def in_child(self) -> Callable[[], None]:
         """What the child does between fork and exec."""
@@ -88,6 +93,7 @@ class Engine:
                 preexec_fn=self.in_child(),  # noqa: PLW1509 - single-threaded callers; there is no other way to set the parent-death signal
                 start_new_session=True,  # Ctrl-C in a terminal reaches us, and we end the engines last
             )
+        self.pid_path.write_text(str(self.process.pid))
         return self.process
 
     def start(self) -> None:
@@ -116,6 +122,7 @@ class Engine:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        self.pid_path.unlink(missing_ok=True)
 
     def kill(self) -> None:
         """Like a crash: nothing is written, nothing is cleaned up."""
@@ -152,6 +159,7 @@ class Valkey(Engine):
             "unixsocketperm": "700",
             "dir": str(self.data_dir / "valkey"),
             "daemonize": "no",
+            "set-proc-title": "no",  # the arguments stay readable: an orphan is known by its directory
             "appendonly": "yes",
             "appendfsync": self.appendfsync,
             "save": "",  # the append-only file is the truth; snapshots beside it would only fork and write twice
@@ -218,35 +226,26 @@ class Postgres(Engine):
         return become(owner, self.stop_signal, see_everything=not _reachable(self.pgdata) or not _reachable(_postgres_bin()))
 
     def _initdb(self) -> None:
-        command = [
-            _postgres_bin() / "initdb",
-            "-D",
-            self.pgdata,
-            "-U",
-            "jishi",
-            "--auth=trust",
-            "--encoding=UTF8",
-            "--locale=C",
-            "--no-sync",
-        ]
+        options = ["-U", "jishi", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]
         done = subprocess.run(
-            command, cwd="/", env=_plain_environment(), capture_output=True, text=True, check=False, preexec_fn=self.in_child()
-        )  # fmt: skip
+            [_postgres_bin() / "initdb", "-D", self.pgdata, *options],
+            cwd="/",
+            env=_plain_environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+            preexec_fn=self.in_child(),
+        )
         if done.returncode != 0:
             reason = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
             shutil.rmtree(self.pgdata, ignore_errors=True)
             raise SetupError(f"PostgreSQL could not make its data directory {self.pgdata}: {reason}")
 
     def _clear_stale_lock(self) -> None:
-        """A lock whose process is no postgres of this directory is stale: PostgreSQL itself only looks whether the number is taken."""
+        """PostgreSQL itself only looks whether the number in its lock is taken, by whomever."""
         lock = self.pgdata / "postmaster.pid"
-        pid = _first_number(lock)
-        if pid is None:
-            return
-        if _is_postgres_of(pid, self.pgdata):
-            os.kill(pid, signal.SIGINT)  # an orphan of a killed supervisor, in the middle of its own shutdown
-            _wait_until_gone(pid)
-        elif pid_exists(pid):
+        pid = first_number(lock)
+        if pid is not None and pid_exists(pid) and not is_process_of(pid, str(self.pgdata)):
             lock.unlink(missing_ok=True)
 
     def command(self) -> list[str]:
@@ -327,86 +326,6 @@ def _plain_environment() -> dict[str, str]:
 def _reachable(path: Path) -> bool:
     """Whether everyone may pass through all folders above `path`."""
     return all(parent.stat().st_mode & 0o001 for parent in path.resolve().parents)
-
-
-def die_with_parent(how: signal.Signals) -> Callable[[], None]:
-    """For the child, between fork and exec: the kernel sends it this signal when its parent's thread is gone (Linux only)."""
-    if not sys.platform.startswith("linux"):
-        return lambda: None
-    libc = ctypes.CDLL(None, use_errno=True)  # loaded before the fork
-    number = int(how)
-
-    def in_child() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
-
-    return in_child
-
-
-def become(owner: pwd.struct_passwd, how: signal.Signals, *, see_everything: bool) -> Callable[[], None]:
-    """Root's child becomes an unprivileged user. `see_everything`: it may still pass through folders closed to that user (a product
-    unpacked under /root), by a capability instead of opening somebody's folders to everyone."""
-    bind = die_with_parent(how)
-    libc = ctypes.CDLL(None, use_errno=True)
-    uid, gid = owner.pw_uid, owner.pw_gid
-
-    def in_child() -> None:
-        if see_everything:
-            libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
-        os.setgroups([])
-        os.setgid(gid)
-        os.setuid(uid)
-        if see_everything:
-            for capability in (_CAP_DAC_READ_SEARCH, _CAP_DAC_OVERRIDE):  # the second where a container has taken the first away
-                if _keep_capability(libc, capability):
-                    break
-        bind()  # last: a change of user clears it
-
-    return in_child
-
-
-def _keep_capability(libc: ctypes.CDLL, capability: int) -> bool:
-    """capabilities(7): permitted, effective and inheritable, then ambient, so that it survives the exec."""
-    header = (ctypes.c_uint32 * 2)(_CAP_VERSION_3, 0)
-    bit = 1 << capability
-    data = (ctypes.c_uint32 * 6)(bit, bit, bit, 0, 0, 0)
-    if libc.capset(ctypes.byref(header), ctypes.byref(data)) != 0:
-        return False
-    return libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability, 0, 0) == 0
-
-
-def pid_exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _is_postgres_of(pid: int, pgdata: Path) -> bool:
-    import psutil  # noqa: PLC0415 - an optional dependency, installed with the engines
-
-    try:
-        words: Sequence[str] = psutil.Process(pid).cmdline()
-    except psutil.Error:
-        return False
-    return bool(words) and "postgres" in words[0] and str(pgdata) in words
-
-
-def _wait_until_gone(pid: int) -> None:
-    deadline = time.monotonic() + STOP_S_MAX
-    while pid_exists(pid):
-        if time.monotonic() > deadline:
-            raise SetupError(f"an earlier PostgreSQL (process {pid}) does not end: stop it and start again")
-        time.sleep(POLL_S)
-
-
-def _first_number(path: Path) -> int | None:
-    try:
-        return int(path.read_text().splitlines()[0])
-    except (OSError, ValueError, IndexError):
-        return None
 
 
 def _last_line(path: Path) -> str:
