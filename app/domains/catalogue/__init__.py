@@ -1,1 +1,1 @@
-"""The domain catalogue."""
+"""Products with their origin, and offers: a product on a session's shelf with price, stock, limits and window."""

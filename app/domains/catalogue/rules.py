@@ -1,0 +1,114 @@
+"""What may stand on a shelf, at which price, and how an offer's state may change. Pure.
+
+Money is in minor units. A limit that is None does not bind.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from app.core.money import AMOUNT_MINOR_MAX
+
+STOCK_MAX = 10_000_000  # units of one offer: above it, it is a mistake
+LIMIT_PER_VIEWER_MAX = 999  # what one `inventory.reserve` may ask for
+OFFERS_PER_SESSION_MAX = 200  # a snapshot carries all of them to every viewer
+CURRENCIES = frozenset({"CNY", "USD", "EUR", "GBP", "HKD", "JPY", "KRW", "SGD", "MYR", "THB", "VND", "KWD", "BHD"})
+
+
+class OfferState(StrEnum):
+    LISTED = "listed"  # on the shelf, for sale within its window
+    PAUSED = "paused"  # on the shelf, not for sale for now
+    WITHDRAWN = "withdrawn"  # taken off for good; orders that exist stand
+
+
+class ReturnPolicy(StrEnum):
+    NO_REASON_7_DAYS = "no_reason_7_days"
+    FRESH_NO_RETURN = "fresh_no_return"  # fresh produce is exempt from no-reason returns; the buyer confirms it at purchase
+
+
+class PriceDecision(StrEnum):
+    CHANGE = "change"
+    SAME = "same"
+    INVALID = "invalid"
+    OVER_LIMIT = "over_limit"
+
+
+_NEXT_STATES: dict[OfferState, frozenset[OfferState]] = {
+    OfferState.LISTED: frozenset({OfferState.PAUSED, OfferState.WITHDRAWN}),
+    OfferState.PAUSED: frozenset({OfferState.LISTED, OfferState.WITHDRAWN}),
+    OfferState.WITHDRAWN: frozenset(),
+}
+
+
+def decide_price_change(
+    new_minor: int, *, price_minor: int, price_min_minor: int | None, price_max_minor: int | None, limits_bind: bool
+) -> PriceDecision:
+    """Checked in this order: is it a price at all, is it a change, is it delegated. `limits_bind` is False for an operator."""
+    if not 0 <= new_minor <= AMOUNT_MINOR_MAX:
+        return PriceDecision.INVALID
+    if new_minor == price_minor:
+        return PriceDecision.SAME
+    if limits_bind and not _within(new_minor, price_min_minor, price_max_minor):
+        return PriceDecision.OVER_LIMIT
+    return PriceDecision.CHANGE
+
+
+def _within(value: int, low: int | None, high: int | None) -> bool:
+    return (low is None or value >= low) and (high is None or value <= high)
+
+
+def offer_may_become(state: str, new_state: str) -> bool:
+    """Whether an offer may go from one state to another. Staying where it is counts as no step, and is refused."""
+    return OfferState(new_state) in _NEXT_STATES[OfferState(state)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfferTerms:
+    """What an offer asks and promises."""
+
+    name: str
+    currency: str
+    price_minor: int
+    list_price_minor: int
+    total: int
+    limit_per_viewer: int
+    price_min_minor: int | None
+    price_max_minor: int | None
+    opens_at: datetime | None
+    closes_at: datetime | None
+    return_policy: str
+
+
+def problems_of_terms(terms: OfferTerms) -> list[str]:
+    """What is wrong with an offer's terms, one sentence each; empty when they can stand on a shelf."""
+    price, low, high = terms.price_minor, terms.price_min_minor, terms.price_max_minor
+    checks = (
+        (bool(terms.name.strip()) and len(terms.name) <= 120, "name: give the offer a name of at most 120 characters"),
+        (terms.currency in CURRENCIES, f"currency: {terms.currency!r} is not an ISO 4217 code that this product knows"),
+        (0 <= price <= AMOUNT_MINOR_MAX, "price_minor: a price is between 0 and 10^12 minor units"),
+        (price <= terms.list_price_minor <= AMOUNT_MINOR_MAX, "list_price_minor: the list price cannot be below the price"),
+        (0 <= terms.total <= STOCK_MAX, f"total: stock is between 0 and {STOCK_MAX} units"),
+        (0 <= terms.limit_per_viewer <= LIMIT_PER_VIEWER_MAX, f"limit_per_viewer: 0 (no limit) to {LIMIT_PER_VIEWER_MAX}"),
+        (_limits_in_order(low, high), "price_min_minor, price_max_minor: the lower limit is above the upper one"),
+        (_within(price, low, high), "price_minor: outside the limits price_min_minor, price_max_minor"),
+        (window_is_valid(terms.opens_at, terms.closes_at), "closes_at: the window closes before it opens"),
+        (terms.return_policy in set(ReturnPolicy), f"return_policy: one of {', '.join(ReturnPolicy)}"),
+    )
+    return [text for ok, text in checks if not ok]
+
+
+def _limits_in_order(low: int | None, high: int | None) -> bool:
+    return low is None or high is None or 0 <= low <= high
+
+
+def window_is_valid(opens_at: datetime | None, closes_at: datetime | None) -> bool:
+    return opens_at is None or closes_at is None or opens_at < closes_at
+
+
+def problem_of_top_up(add: int, total: int) -> str:
+    """Why this many units cannot be added; empty when they can. Stock is only ever added: what is missing is written off elsewhere."""
+    if add <= 0:
+        return "add: give a number of units above 0; stock cannot be taken away here"
+    if total + add > STOCK_MAX:
+        return f"add: the total would be above {STOCK_MAX} units"
+    return ""

@@ -1,0 +1,51 @@
+"""SQL of the catalogue."""
+
+from sqlalchemy import func, select, tuple_, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.domains.catalogue.tables import Offer, Product
+
+
+async def fetch_product(session: AsyncSession, product_id: str) -> Product | None:
+    return await session.get(Product, product_id)
+
+
+async def lock_product(session: AsyncSession, product_id: str) -> Product | None:
+    return await session.get(Product, product_id, with_for_update=True, populate_existing=True)
+
+
+async def list_products(session: AsyncSession, *, after: tuple[object, str] | None, limit: int) -> list[Product]:
+    """Newest first. `after` is (created_at, id) of the last one seen."""
+    query = select(Product).order_by(Product.created_at.desc(), Product.id.desc()).limit(limit)
+    if after is not None:
+        query = query.where(tuple_(Product.created_at, Product.id) < after)
+    return list(await session.scalars(query))
+
+
+async def fetch_offer(session: AsyncSession, offer_id: str) -> Offer | None:
+    return await session.get(Offer, offer_id)
+
+
+async def lock_offer(session: AsyncSession, offer_id: str) -> Offer | None:
+    return await session.get(Offer, offer_id, with_for_update=True, populate_existing=True)
+
+
+async def list_offers(session: AsyncSession, session_id: str) -> list[Offer]:
+    """The whole shelf, withdrawn ones too, in its order; bounded by OFFERS_PER_SESSION_MAX where offers are made."""
+    query = select(Offer).where(Offer.session_id == session_id).order_by(Offer.position, Offer.id)
+    return list(await session.scalars(query))
+
+
+async def shelf_size(session: AsyncSession, session_id: str) -> int:
+    return await session.scalar(select(func.count()).select_from(Offer).where(Offer.session_id == session_id)) or 0
+
+
+async def next_position(session: AsyncSession, session_id: str) -> int:
+    return (await session.scalar(select(func.max(Offer.position)).where(Offer.session_id == session_id)) or 0) + 1
+
+
+async def move_sold(session: AsyncSession, offer_id: str, quantity: int) -> bool:
+    """Moves `sold` in one guarded statement; False when it would leave 0..total, or there is no such offer."""
+    sold = Offer.sold + quantity
+    statement = update(Offer).where(Offer.id == offer_id, sold >= 0, sold <= Offer.total).values(sold=sold).returning(Offer.id)
+    return await session.scalar(statement, execution_options={"synchronize_session": False}) is not None
