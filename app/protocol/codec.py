@@ -1,0 +1,52 @@
+"""What the session and the gateway ask of a codec. JSON is one; Protobuf will be another, with no change above this line."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from app.protocol.messages import Command, Reply
+
+
+class Malformed(Exception):
+    """Bytes that are no message of the protocol."""
+
+
+class Codec(Protocol):
+    """Messages to bytes and back. A frame is one websocket message and carries several protocol messages."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def subprotocol(self) -> str: ...
+
+    @property
+    def is_text(self) -> bool:
+        """Whether its frames are text frames."""
+        ...
+
+    @property
+    def ping(self) -> bytes:
+        """The empty reply, which clients take for a ping."""
+        ...
+
+    def split(self, frame: bytes) -> list[bytes]:
+        """The messages of a frame. Raises Malformed."""
+        ...
+
+    def decode(self, message: bytes) -> Command:
+        """Raises Malformed."""
+        ...
+
+    def decode_id(self, message: bytes) -> int:
+        """Only the command's id: what is needed to refuse a message that is too large to be taken. Raises Malformed."""
+        ...
+
+    def encode(self, reply: Reply) -> bytes: ...
+
+    def publication(self, channel: str, offset: int, data: bytes) -> bytes:
+        """A push of `data` (JSON), built around the payload without decoding it. Offset 0: without one."""
+        ...
+
+    def join(self, messages: Sequence[bytes]) -> bytes:
+        """One frame of several messages; frames may be joined again."""
+        ...
