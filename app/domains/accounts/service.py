@@ -18,6 +18,7 @@ import jwt
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.caller import ANYWHERE, Caller
 from app.core.errors import AppError
@@ -267,6 +268,12 @@ async def fetch_member(work: Work, caller: Caller, staff_id: str) -> Member:
     grants = (await store.list_grants(work.session, [staff.id]))[staff.id]
     check_may_grant(caller, grants)
     return Member(staff, grants)
+
+
+async def list_roles_of(session: AsyncSession, subject: str) -> frozenset[str]:
+    """The roles that a person on the staff was granted, as a token states them; none for a viewer."""
+    grants = await store.list_grants(session, [subject])
+    return frozenset(rules.grant_text(grant) for grant in grants[subject])
 
 
 async def change_grants(work: Work, member: Member, grants: Sequence[Grant]) -> Member:
