@@ -18,11 +18,26 @@ from app.core.registry import Registry
 from app.core.runtime import Runtime
 from app.core.settings import Settings
 from app.domains.accounts.service import resolve
-from app.rest import probes
-from app.rest.middleware import BodyLimit, Edge, WhoCalls
+from app.rest import document, probes
+from app.rest.idempotency import Idempotency
+from app.rest.middleware import Edge, WhoCalls, WholeBody
 from app.rest.problems import install_problem_handlers
 from app.rest.twins import twin_router
 from app.storage.work import Engines
+
+TAGS = {
+    "accounts": "Sign-in, guests, the team and its roles, API keys.",
+    "catalogue": "Products with their origin.",
+    "rooms": "Rooms, sessions and their life cycle, run-of-show, the shelf of offers, pin, snapshot, likes.",
+    "inventory": "Stock: hold, release, count.",
+    "wallet": "Balances, deposits and transfers of the ledger.",
+    "orders": "Orders from hold to delivery: place, pay, cancel, ship, refund.",
+    "chat": "Messages, moderation, the archive.",
+    "lottery": "Draws that anyone can recompute.",
+    "envelopes": "Red envelopes: fund, grab, settle.",
+    "analytics": "Live figures and the post-show report.",
+    "integrations": "Signed webhooks to the company's backend.",
+}
 
 
 def create_app(settings: Settings | None = None, *, engines: Engines | None = None) -> FastAPI:
@@ -71,9 +86,12 @@ def _include_routers(app: FastAPI, registry: Registry) -> None:
         if find_spec(module):
             app.include_router(_attribute(module, "router"))
     app.include_router(probes.router)
-    for router in registry.routers:
-        app.include_router(router)
-    app.include_router(twin_router(registry.commands.values()))
+    app.include_router(document.router)
+    for domain in registry.domains.values():
+        for router in domain.routers:
+            app.include_router(router)
+        app.include_router(twin_router(domain.commands, tag=domain.name))
+    document.install_document(app, commands=registry.commands.values(), tags=TAGS)
 
 
 def _add_middleware(app: FastAPI, engines: Engines) -> None:
@@ -82,8 +100,9 @@ def _add_middleware(app: FastAPI, engines: Engines) -> None:
     async def resolve_token(token: str) -> Caller:
         return await resolve(engines, token)
 
+    app.add_middleware(Idempotency, engines=engines)
     app.add_middleware(WhoCalls, resolve=resolve_token)
-    app.add_middleware(BodyLimit, bytes_max=engines.settings.body_bytes_max)
+    app.add_middleware(WholeBody, bytes_max=engines.settings.body_bytes_max)
     app.add_middleware(Edge, new_id=engines.runtime.new_id)
 
 

@@ -4,6 +4,7 @@ What leaves here as an exception is an AppError, always: an engine that is away 
 and becomes `internal`. A caller never learns more than that.
 """
 
+import re
 from functools import lru_cache
 from time import perf_counter
 from typing import Any
@@ -23,6 +24,10 @@ from app.protocol.codes import BAD_REQUEST, INTERNAL, PERMISSION_DENIED, SERVICE
 from app.storage.work import Engines
 
 RETRY_AFTER_MS = 1000
+NUL_REFUSED = "the character NUL is not allowed in any text"
+
+# `\\u0000` as an escape; with an even number of backslashes before it, it is the text `\\u0000` and means no harm.
+_NUL_ESCAPE = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 log = structlog.get_logger()
 _encoder = msgspec.json.Encoder()
@@ -66,10 +71,17 @@ def check_somewhere(caller: Caller, right: str) -> None:
 
 def decode_request(request_type: type[Any], raw_body: bytes) -> Any:
     """Raises AppError `bad_request` with the path of the field that is wrong. No body at all is an empty object."""
+    refuse_nul(raw_body)
     try:
         return _decoder(request_type).decode(raw_body or b"{}")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as failure:
         raise AppError(BAD_REQUEST, str(failure)) from failure
+
+
+def refuse_nul(raw: bytes) -> None:
+    """Raises AppError `bad_request` for the character NUL, plain or as a JSON escape: PostgreSQL can store it in no text."""
+    if b"\0" in raw or (b"\\u0000" in raw and _NUL_ESCAPE.search(raw)):
+        raise AppError(BAD_REQUEST, NUL_REFUSED)
 
 
 @lru_cache(maxsize=256)
@@ -81,11 +93,19 @@ def app_error(failure: Exception, **context: Any) -> AppError:
     """What the caller is told of a failure that is no AppError. Logs it once, here."""
     if isinstance(failure, AppError):
         return failure
+    if _value_refused(failure):
+        log.warning("SQL refused a value", error=repr(failure)[:500], **context)
+        return AppError(BAD_REQUEST, "a value is outside of what can be stored")
     if _engine_away(failure):
         log.warning("an engine did not answer", error=repr(failure)[:500], **context)
         return AppError(SERVICE_UNAVAILABLE, "an engine did not answer; try again with the same key", retry_after_ms=RETRY_AFTER_MS)
     log.error("unexpected failure", exc_info=failure, **context)
     return AppError(INTERNAL)
+
+
+def _value_refused(failure: Exception) -> bool:
+    """PostgreSQL's class 22 (out of range, bad encoding), whether the driver or the server noticed."""
+    return isinstance(failure, DBAPIError) and str(getattr(failure.orig, "sqlstate", "") or "").startswith("22")
 
 
 def _engine_away(failure: Exception) -> bool:

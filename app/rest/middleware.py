@@ -1,6 +1,6 @@
-"""What every HTTP request passes through, as plain ASGI: a request id, metrics, security headers, a limit on the body, who is calling.
+"""What every HTTP request passes through, as plain ASGI: request id, metrics, security headers, the whole body within its limit, who calls.
 
-Outside in: `Edge` (id, metrics, headers, and the last net under every failure), `BodyLimit`, `WhoCalls`, then idempotency.py, then FastAPI.
+Outside in: `Edge` (id, metrics, headers, and the last net under every failure), `WholeBody`, `WhoCalls`, then idempotency.py, then FastAPI.
 Websockets pass untouched: the gateway has limits of its own.
 """
 
@@ -10,12 +10,14 @@ from time import perf_counter
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.caller import NOBODY, Caller
 from app.core.errors import AppError
 from app.core.metrics import REQUEST_SECONDS, REQUESTS
-from app.protocol.codes import LIMIT_EXCEEDED, UNAUTHORIZED
+from app.protocol.codes import BAD_REQUEST, LIMIT_EXCEEDED, UNAUTHORIZED
+from app.rest.dispatch import NUL_REFUSED, refuse_nul
 from app.rest.problems import failure_response, problem_response
 
 Resolve = Callable[[str], Awaitable[Caller]]  # token -> caller; raises AppError
@@ -90,12 +92,11 @@ def _count(scope: Scope, status: int, seconds: float) -> None:
     REQUEST_SECONDS.labels(route).observe(seconds)
 
 
-class _TooLarge(Exception):
-    """The body grew past its limit while it was read."""
+class WholeBody:
+    """Reads the body, at most `bytes_max`, before anything else sees the request, and refuses the character NUL.
 
-
-class BodyLimit:
-    """Refuses a body above `bytes_max`: by its declared length at once, else when it has grown too long."""
+    PostgreSQL cannot store NUL, in any text: refused here once, no route and no archive has to think of it.
+    """
 
     def __init__(self, app: ASGIApp, bytes_max: int) -> None:
         self._app = app
@@ -105,32 +106,47 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        error = AppError(LIMIT_EXCEEDED, f"a body holds at most {self._bytes_max} bytes")
-        declared = Headers(scope=scope).get("content-length", "0")
-        if not declared.isdecimal() or int(declared) > self._bytes_max:
+        try:
+            body = await self._read(Headers(scope=scope).get("content-length", "0"), receive)
+            if "\0" in scope["path"] or b"%00" in scope["query_string"]:
+                raise AppError(BAD_REQUEST, NUL_REFUSED)
+            refuse_nul(body)
+        except AppError as error:
             await problem_response(error, scope["path"])(scope, receive, send)
             return
-        read = 0
-        started = False
+        except ClientDisconnect:
+            return
+        await self._app(scope, replay(body, receive), send)
 
-        async def receive_on() -> Message:
-            nonlocal read
+    async def _read(self, declared: str, receive: Receive) -> bytes:
+        """Refuses by the declared length at once, else when the body has grown too long."""
+        too_large = AppError(LIMIT_EXCEEDED, f"a body holds at most {self._bytes_max} bytes")
+        if not declared.isdecimal() or int(declared[:20]) > self._bytes_max:
+            raise too_large
+        body = bytearray()
+        while True:
             message = await receive()
-            read += len(message.get("body", b""))
-            if read > self._bytes_max:
-                raise _TooLarge
-            return message
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            body += message.get("body", b"")
+            if len(body) > self._bytes_max:
+                raise too_large
+            if not message.get("more_body", False):
+                return bytes(body)
 
-        async def send_on(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
 
-        try:
-            await self._app(scope, receive_on, send_on)
-        except _TooLarge:
-            if not started:
-                await problem_response(error, scope["path"])(scope, receive, send)
+def replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that hands out a body that was read already, then goes on with the connection."""
+    handed_out = False
+
+    async def receive_again() -> Message:
+        nonlocal handed_out
+        if handed_out:
+            return await receive()
+        handed_out = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive_again
 
 
 class WhoCalls:

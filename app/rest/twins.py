@@ -11,16 +11,15 @@ from app.rest.access import CallerDep, EnginesDep
 from app.rest.dispatch import call_command
 
 
-def twin_router(commands: Iterable[Command]) -> APIRouter:
+def twin_router(commands: Iterable[Command], *, tag: str) -> APIRouter:
     router = APIRouter()
     for command in commands:
-        namespace = command.method.partition(".")[0]
         endpoint = _endpoint(command)
         router.add_api_route(
             command.path,
             endpoint,
             methods=["POST"],
-            tags=[namespace],
+            tags=[tag],
             name=command.method,
             operation_id=command.method.replace(".", "_"),
             summary=command.summary,

@@ -57,6 +57,7 @@ class IdempotencyRecord(Table):
     digest: Mapped[str]
     status: Mapped[int] = mapped_column(default=0)
     body: Mapped[bytes] = mapped_column(LargeBinary, default=b"")
+    headers: Mapped[dict[str, Any]] = mapped_column(default=dict)
     created_at: Mapped[datetime]
 
 
