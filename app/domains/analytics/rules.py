@@ -22,43 +22,45 @@ class OfferFigures(BaseModel):
 
     offer: str = Field(examples=["k3m97q2x0a-8c1v5n3b7z"])
     name: str = Field(examples=["高山云雾茶 250g"])
-    price_minor: int = Field(0, examples=[6800])
-    total: int = Field(0, description="units put up for sale", examples=[200])
-    available: int = Field(0, examples=[20])
-    held: int = Field(0, description="units that are set aside now", examples=[3])
-    ordered: int = Field(0, description="units in orders that wait for payment", examples=[2])
-    sold: int = Field(0, description="units paid and not returned to the shelf", examples=[175])
-    holds: int = Field(0, description="holds that viewers ever placed", examples=[240])
-    orders: int = Field(0, examples=[190])
-    paid_orders: int = Field(0, examples=[170])
-    gmv_minor: int = Field(0, examples=[1156000])
+    price_minor: int = Field(default=0, examples=[6800])
+    total: int = Field(default=0, description="units put up for sale", examples=[200])
+    available: int = Field(default=0, examples=[20])
+    held: int = Field(default=0, description="units that are set aside now", examples=[3])
+    ordered: int = Field(default=0, description="units in orders that wait for payment", examples=[2])
+    sold: int = Field(default=0, description="units paid and not returned to the shelf", examples=[175])
+    holds: int = Field(default=0, description="holds that viewers ever placed", examples=[240])
+    orders: int = Field(default=0, examples=[190])
+    paid_orders: int = Field(default=0, examples=[170])
+    gmv_minor: int = Field(default=0, examples=[1156000])
 
 
 class MinuteFigures(BaseModel):
     at: datetime = Field(description="beginning of the minute")
-    viewers: int = Field(0, description="the most in any reading of this minute", examples=[312])
-    messages: int = Field(0, examples=[85])
-    orders: int = Field(0, examples=[12])
-    paid_orders: int = Field(0, examples=[10])
-    gmv_minor: int = Field(0, examples=[68000])
+    viewers: int = Field(default=0, description="the most in any reading of this minute", examples=[312])
+    messages: int = Field(default=0, examples=[85])
+    orders: int = Field(default=0, examples=[12])
+    paid_orders: int = Field(default=0, examples=[10])
+    gmv_minor: int = Field(default=0, examples=[68000])
 
 
 class Summary(BaseModel):
     """The headline figures. `messages` and `chatters` lag the chat by about a second."""
 
-    peak_viewers: int = Field(0, examples=[342])
-    unique_viewers: int = Field(0, examples=[1210])
-    messages: int = Field(0, examples=[2310])
-    chatters: int = Field(0, description="different people who said something", examples=[410])
-    likes: int = Field(0, examples=[18230])
-    holds: int = Field(0, examples=[460])
-    orders: int = Field(0, examples=[380])
-    paid_orders: int = Field(0, examples=[341])
-    units_sold: int = Field(0, description="units in paid orders", examples=[402])
-    gmv_minor: int = Field(0, examples=[2318800])
-    refunded_minor: int = Field(0, examples=[6800])
-    conversion: float = Field(0.0, description="paid orders per unique viewer, 0 to 1 (or more, if people buy often)", examples=[0.2818])
-    average_order_minor: int = Field(0, description="gmv_minor / paid_orders, rounded", examples=[6800])
+    peak_viewers: int = Field(default=0, examples=[342])
+    unique_viewers: int = Field(default=0, examples=[1210])
+    messages: int = Field(default=0, examples=[2310])
+    chatters: int = Field(default=0, description="different people who said something", examples=[410])
+    likes: int = Field(default=0, examples=[18230])
+    holds: int = Field(default=0, examples=[460])
+    orders: int = Field(default=0, examples=[380])
+    paid_orders: int = Field(default=0, examples=[341])
+    units_sold: int = Field(default=0, description="units in paid orders", examples=[402])
+    gmv_minor: int = Field(default=0, examples=[2318800])
+    refunded_minor: int = Field(default=0, examples=[6800])
+    conversion: float = Field(
+        default=0.0, description="paid orders per unique viewer, 0 to 1 (or more, if people buy often)", examples=[0.2818]
+    )
+    average_order_minor: int = Field(default=0, description="gmv_minor / paid_orders, rounded", examples=[6800])
 
 
 class Figures(Summary):
@@ -66,10 +68,10 @@ class Figures(Summary):
 
     session: str
     room: str
-    currency: str = Field("CNY", examples=["CNY"])
+    currency: str = Field(default="CNY", examples=["CNY"])
     at: datetime
     live: bool
-    viewers: int = Field(0, description="people in the room now", examples=[298])
+    viewers: int = Field(default=0, description="people in the room now", examples=[298])
     offers: list[OfferFigures] = Field(default_factory=list[OfferFigures])
     minutes: list[MinuteFigures] = Field(default_factory=list[MinuteFigures], description="one entry a minute since the show went live")
 
@@ -96,18 +98,18 @@ class DrawReport(BaseModel):
 
 class EnvelopesReport(BaseModel):
     envelopes: int = 0
-    shares: int = Field(0, description="shares that were funded")
-    opened: int = Field(0, description="shares that somebody opened")
+    shares: int = Field(default=0, description="shares that were funded")
+    opened: int = Field(default=0, description="shares that somebody opened")
     funded_minor: int = 0
     opened_minor: int = 0
-    refunded_minor: int = Field(0, description="what went back to the funder at the end")
+    refunded_minor: int = Field(default=0, description="what went back to the funder at the end")
 
 
 class ChatReport(BaseModel):
     sent: int = 0
     chatters: int = 0
     deleted: int = 0
-    waiting: int = Field(0, description="held for review and not decided")
+    waiting: int = Field(default=0, description="held for review and not decided")
     rejected: int = 0
     mutes: int = 0
     bans: int = 0
@@ -116,12 +118,12 @@ class ChatReport(BaseModel):
 class PaymentsReport(BaseModel):
     """What became of the orders; `waiting + paid + cancelled + expired + refunded` is all of them."""
 
-    waiting: int = Field(0, description="placed, the payment deadline has not passed")
-    paid: int = Field(0, description="paid or shipped, and not refunded in whole")
+    waiting: int = Field(default=0, description="placed, the payment deadline has not passed")
+    paid: int = Field(default=0, description="paid or shipped, and not refunded in whole")
     cancelled: int = 0
-    expired: int = Field(0, description="not paid in time")
-    refunded: int = Field(0, description="refunded in whole")
-    refunds: int = Field(0, description="orders with any refund, in part or whole")
+    expired: int = Field(default=0, description="not paid in time")
+    refunded: int = Field(default=0, description="refunded in whole")
+    refunds: int = Field(default=0, description="orders with any refund, in part or whole")
     refunded_minor: int = 0
 
 
@@ -132,7 +134,7 @@ class Report(BaseModel):
     room: str
     title: str
     state: str = Field(examples=["ended"])
-    currency: str = Field("CNY", examples=["CNY"])
+    currency: str = Field(default="CNY", examples=["CNY"])
     started_at: datetime | None
     ended_at: datetime | None
     duration_s: int
