@@ -17,6 +17,8 @@ import structlog
 
 from app.core.metrics import LOOP_FAILURES, LOOP_RUNS
 from app.core.settings import Settings
+from app.domains.integrations.service import deliver_webhooks, expire_webhook_deliveries
+from app.rest.idempotency import expire_idempotency_records
 from app.storage.announcements import announce_room
 from app.storage.intake import list_rooms, outbox_key, take_in_room
 from app.storage.work import Engines, rooms_to_announce
@@ -115,7 +117,12 @@ async def take_in(engines: Engines, leases: RoomLeases) -> None:
 
 
 # Other domains add their lines here: what falls due, what is projected, what is cleaned up.
-LOOPS: tuple[Loop, ...] = (Loop("announce", announce, 1000),)
+LOOPS: tuple[Loop, ...] = (
+    Loop("announce", announce, 1000),
+    Loop("deliver_webhooks", deliver_webhooks, 1000),
+    Loop("expire_webhook_deliveries", expire_webhook_deliveries, 600_000),
+    Loop("expire_idempotency_records", expire_idempotency_records, 60_000),
+)
 
 
 async def run_worker(settings: Settings) -> None:
