@@ -113,6 +113,26 @@ class EnvelopeView(Struct, frozen=True, kw_only=True):
     expires_at: str | None = None
 
 
+class RoomState(Struct, frozen=True, kw_only=True):
+    """A room's snapshot: what the subscribe reply carries in `data`, and what `room.snapshot` answers.
+
+    This and the stage events after its offset give a fresh one; `stock`, `likes` and `viewers` are readings, renewed by the pulse.
+    """
+
+    room: RoomView
+    session: SessionView | None
+    upcoming: list[UpcomingView]
+    offers: list[OfferView]  # listed and paused ones of the session on air, in the shelf's order
+    pin: str | None
+    likes: int
+    viewers: int
+    stock: dict[str, int]
+    notice: str
+    slow_mode_s: int
+    draws: list[DrawView]
+    envelopes: list[EnvelopeView]
+
+
 # --- room:<id> -----------------------------------------------------------------------------------------------------------------------
 
 

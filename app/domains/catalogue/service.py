@@ -155,8 +155,8 @@ async def create_offer(  # noqa: PLR0913 - keywords only; an offer has this many
         total=total,
         sold=0,
         limit_per_viewer=limit_per_viewer,
-        opens_at=_to_ms(opens_at),
-        closes_at=_to_ms(closes_at),
+        opens_at=whole_ms(opens_at),
+        closes_at=whole_ms(closes_at),
         return_policy=return_policy or (product.return_policy if product else ReturnPolicy.NO_REASON_7_DAYS),
         state=OfferState.LISTED,
         position=await store.next_position(work.session, session_id),
@@ -185,7 +185,7 @@ def _check_terms(offer: Offer) -> None:
         raise AppError(BAD_REQUEST, "; ".join(problems))
 
 
-def _to_ms(at: datetime | None) -> datetime | None:
+def whole_ms(at: datetime | None) -> datetime | None:
     """Whole milliseconds in UTC, as events state time: what is stored and what is told are the same. A naive time is UTC."""
     if at is None:
         return None
@@ -271,7 +271,7 @@ async def add_stock(work: Work, offer_id: str, add: int) -> Offer:
 async def change_window(work: Work, offer_id: str, *, opens_at: datetime | None, closes_at: datetime | None) -> Offer:
     """Both ends at once; None leaves an end open. The same window again changes nothing."""
     offer = await _lock_shown(work, offer_id)
-    window = (_to_ms(opens_at), _to_ms(closes_at))
+    window = (whole_ms(opens_at), whole_ms(closes_at))
     if not window_is_valid(*window):
         raise AppError(BAD_REQUEST, "closes_at: the window closes before it opens")
     if window != (offer.opens_at, offer.closes_at):
