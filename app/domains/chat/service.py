@@ -149,6 +149,12 @@ async def settings_of(engines: Engines, room_id: str) -> Mirror:
     return await store.read_mirror(engines, room_id) or await mirror_room(engines, room_id)
 
 
+async def check_room(engines: Engines, room_id: str) -> None:
+    """Raises AppError not_found: what is set for a room that does not exist would stay for ever."""
+    async with engines.sql.read() as session:
+        await rooms.get_room(session, room_id)
+
+
 async def refuse_banned(engines: Engines, caller: Caller, room_id: str) -> None:
     """Raises AppError banned."""
     banned = await store.is_banned(engines, room_id, caller.id)
@@ -210,9 +216,7 @@ async def history(engines: Engines, room_id: str, limit: int) -> ChatLines:
 async def said(engines: Engines, room_id: str) -> int:
     """Messages admitted in the last full second."""
     now_ms, fields = await store.read_said(engines, room_id)
-    return rules.said_last_second(
-        now_ms, second=fields.get("second", 0), count=fields.get("count", 0), before=fields.get("before", 0)
-    )
+    return rules.said_last_second(now_ms, second=fields.get("second", 0), count=fields.get("count", 0), before=fields.get("before", 0))
 
 
 async def shown(engines: Engines, room_id: str) -> int:
@@ -399,9 +403,7 @@ async def archive_room(engines: Engines, room_id: str) -> int:
 
 async def _insert(work: Work, room_id: str, entries: Sequence[ArchiveEntry]) -> None:
     lines = [_with_time(msgspec.json.decode(entry.line, type=ChatLine), entry.at_ms) for entry in entries]
-    new = await store.insert_messages(
-        work.session, [_row_of(room_id, entry, line) for entry, line in zip(entries, lines, strict=True)]
-    )
+    new = await store.insert_messages(work.session, [_row_of(room_id, entry, line) for entry, line in zip(entries, lines, strict=True)])
     for entry, line in zip(entries, lines, strict=True):
         if entry.words and line.id in new:
             work.session.add(ChatReview(message_id=line.id, room_id=room_id, words=entry.words))

@@ -187,7 +187,7 @@ async def leave_out_idle_room(engines: Engines, room_id: str) -> None:
     if await engines.fanout.exists(_key(room_id, "state")):
         return
     await engines.fanout.srem(ROOMS_KEY, room_id)
-    if await engines.fanout.exists(_key(room_id, "state"), _key(room_id, "archive")):
+    if await engines.fanout.exists(_key(room_id, "state")) or await engines.fanout.xlen(_key(room_id, "archive")):
         await engines.fanout.sadd(ROOMS_KEY, room_id)
 
 
