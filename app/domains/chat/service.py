@@ -51,8 +51,6 @@ ADMIT_ATTEMPTS_MAX = 3
 ARCHIVE_BATCHES_MAX = 20  # of one room in one pass: a flooded room must not keep the others waiting
 WORD_LISTS_MAX = 1000
 
-# Room -> the list that was last used for it. Only a guess: the script compares its digest with the room's, so a wrong one is noticed.
-_word_lists: dict[str, WordList] = {}
 _NO_WORDS = WordList.of(())
 
 
@@ -108,7 +106,7 @@ def _with_time(line: ChatLine, at_ms: int) -> ChatLine:
 async def _admit_batch(engines: Engines, room_id: str, batch: Sequence[Submission]) -> list[Admission]:
     session_id = await rooms.live_session(engines, room_id) or ""
     for _ in range(ADMIT_ATTEMPTS_MAX):
-        words = _word_lists.get(room_id, _NO_WORDS)
+        words = _word_lists(engines).get(room_id, _NO_WORDS)
         checked = [(submission, words.find(submission.text)) for submission in batch]
         admissions = await store.admit(engines, room_id, session_id, words_digest=words.digest, batch=checked)
         if admissions is not None:
@@ -130,7 +128,7 @@ async def _mirror(engines: Engines, session: AsyncSession, room_id: str) -> Mirr
     """The caller holds the room's announcer lock."""
     lists = await store.list_words(session, [store.PLATFORM, room_id])
     words = sorted({word for words in lists.values() for word in words})
-    _remember(room_id, words)
+    _remember(_word_lists(engines), room_id, words)
     room = await store.fetch_room(session, room_id)
     mirror = Mirror(rules.digest_words(words), room.slow_mode_s if room else 0, room.notice if room else "")
     sanctions = await store.list_sanctions_in_force(session, room_id, engines.runtime.now())
@@ -138,11 +136,16 @@ async def _mirror(engines: Engines, session: AsyncSession, room_id: str) -> Mirr
     return mirror
 
 
-def _remember(room_id: str, words: list[str]) -> None:
-    known = _word_lists.pop(room_id, None)
-    while len(_word_lists) >= WORD_LISTS_MAX:
-        del _word_lists[next(iter(_word_lists))]
-    _word_lists[room_id] = known if known and known.digest == rules.digest_words(words) else WordList.of(words)
+def _word_lists(engines: Engines) -> dict[str, WordList]:
+    """Room -> the list that this process last used. Only a guess: the script compares its digest with the room's."""
+    return engines.local.setdefault("chat.word_lists", {})
+
+
+def _remember(lists: dict[str, WordList], room_id: str, words: list[str]) -> None:
+    known = lists.pop(room_id, None)
+    while len(lists) >= WORD_LISTS_MAX:
+        del lists[next(iter(lists))]
+    lists[room_id] = known if known and known.digest == rules.digest_words(words) else WordList.of(words)
 
 
 async def settings_of(engines: Engines, room_id: str) -> Mirror:
@@ -445,7 +448,7 @@ async def prune_keys(engines: Engines) -> None:
         await store.delete_keys_before(session, engines.runtime.now() - timedelta(seconds=engines.settings.idempotency_key_ttl_s))
 
 
-# --- what analytics reads ------------------------------------------------------------------------------------------------------------------
+# --- what analytics reads ----------------------------------------------------------------------------------------------------------------
 
 
 async def count_messages(session: AsyncSession, session_id: str) -> dict[str, int]:
