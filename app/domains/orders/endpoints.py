@@ -1,5 +1,218 @@
-"""RPC methods and REST routes of orders."""
+"""RPC methods and REST routes of orders, payments and after-sales."""
 
-from app.core.registry import Domain
+from typing import Annotated, Any
 
-DOMAIN = Domain(name="orders")
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, Field
+
+from app.core.caller import Caller
+from app.core.errors import AppError
+from app.core.registry import Command, Domain
+from app.domains.inventory.service import scope
+from app.domains.orders import aftersales, payments, service, store
+from app.domains.orders.rules import OrderState
+from app.domains.orders.tables import Order
+from app.protocol.codes import NOT_FOUND
+from app.protocol.commands import (
+    OrderCancel,
+    OrderCancelled,
+    OrderGet,
+    OrderList,
+    OrderPage,
+    OrderPay,
+    OrderPaying,
+    OrderPlace,
+    OrderPlaced,
+    OrderView,
+)
+from app.rest.access import EnginesDep, check_right, public, require
+from app.rest.pages import CursorParam, LimitParam, Page
+from app.storage.work import Engines
+
+router = APIRouter(prefix="/api/v1", tags=["orders"])
+
+
+# --- RPC methods ---------------------------------------------------------------------------------------------------------------------
+
+
+async def place(engines: Engines, caller: Caller, request: OrderPlace) -> OrderPlaced:
+    check_right(caller, "order.place", scope(request.hold, "hold"))
+    return await service.place(engines, viewer_id=caller.id, name=caller.name, request=request)
+
+
+async def cancel(engines: Engines, caller: Caller, request: OrderCancel) -> OrderCancelled:
+    check_right(caller, "order.place", scope(request.order, "order"))
+    return await service.cancel(engines, viewer_id=caller.id, order_id=request.order)
+
+
+async def pay(engines: Engines, caller: Caller, request: OrderPay) -> OrderPaying:
+    check_right(caller, "order.place", scope(request.order, "order"))
+    return await payments.pay(engines, viewer_id=caller.id, request=request)
+
+
+async def get(engines: Engines, caller: Caller, request: OrderGet) -> OrderView:
+    check_right(caller, "order.place", scope(request.order, "order"))
+    order = await service.find_order(engines, request.order, caller.id)
+    if order is None:
+        raise AppError(NOT_FOUND, f"you have no order {request.order}")
+    return order
+
+
+async def list_own(engines: Engines, caller: Caller, request: OrderList) -> OrderPage:
+    return await service.list_orders(engines, viewer_id=caller.id, room_id=request.room, cursor=request.cursor, limit=request.limit)
+
+
+# --- REST ----------------------------------------------------------------------------------------------------------------------------
+
+
+class OrderOut(BaseModel):
+    """An order as the team sees it, with whom to send it to."""
+
+    id: str = Field(examples=["4f7k2m9q0x-0f3a9c51d2e87b6a4c10"])
+    room: str
+    session: str
+    offer: str
+    name: str = Field(examples=["Anxi Tieguanyin, spring, 250 g"])
+    viewer: str
+    buyer: str
+    quantity: int
+    price_minor: int
+    amount_minor: int
+    currency: str = Field(examples=["CNY"])
+    state: OrderState
+    prize: bool
+    placed_at: str
+    pay_by: str | None
+    paid_at: str | None
+    shipped_at: str | None
+    carrier: str | None
+    tracking: str | None
+    refunded_minor: int
+    returned: int
+    reason: str
+    return_policy: str
+    address: dict[str, Any] | None
+
+
+def _out(row: Order) -> OrderOut:
+    view = service.view_order(row)
+    fields = {name: getattr(view, name) for name in view.__struct_fields__}
+    return OrderOut(
+        **fields,
+        viewer=row.viewer_id,
+        buyer=row.buyer,
+        prize=row.prize,
+        returned=row.returned,
+        return_policy=row.return_policy,
+        address=row.address,
+    )
+
+
+class ShipIn(BaseModel):
+    carrier: str = Field(min_length=1, max_length=60, examples=["SF Express"])
+    tracking: str = Field(min_length=1, max_length=80, examples=["SF1234567890"])
+
+
+class RefundIn(BaseModel):
+    amount_minor: int | None = Field(None, gt=0, description="nothing: all that is left of the payment")
+    reason: str = Field(min_length=1, max_length=200, examples=["arrived damaged"])
+    restock: bool = Field(False, description="put the units back on the shelf; of a part, as many whole ones as it pays for")
+
+
+class NoticeOut(BaseModel):
+    outcome: str = Field(examples=["paid"])
+
+
+@router.get("/rooms/{room_id}/orders")
+async def list_room_orders(
+    room_id: str,
+    engines: EnginesDep,
+    caller: Annotated[Caller, require("order.view")],
+    state: OrderState | None = None,
+    session: Annotated[str, Query(max_length=64)] = "",
+    offer: Annotated[str, Query(max_length=64)] = "",
+    cursor: CursorParam = "",
+    limit: LimitParam = 50,
+) -> Page[OrderOut]:
+    """A room's orders, newest first."""
+    check_right(caller, "order.view", room_id)
+    wanted = {"state": state.value if state else "", "session_id": session, "offer_id": offer}
+    filters = {name: value for name, value in wanted.items() if value}
+    async with engines.sql.read() as sql:
+        rows = await store.list_room_orders(sql, room_id, filters=filters, after=service.decode_position(cursor), limit=limit + 1)
+    return Page(items=[_out(row) for row in rows[:limit]], next_cursor=service.next_cursor(rows, limit))
+
+
+@router.get("/orders/{order_id}")
+async def get_order(order_id: str, engines: EnginesDep, caller: Annotated[Caller, require("order.view")]) -> OrderOut:
+    check_right(caller, "order.view", scope(order_id, "order"))
+    return _out(await service.fetch_order(engines, order_id))
+
+
+@router.post("/orders/{order_id}/ship")
+async def ship_order(order_id: str, body: ShipIn, engines: EnginesDep, caller: Annotated[Caller, require("order.fulfil")]) -> OrderOut:
+    """Says that a paid order is on its way; its viewer is told."""
+    check_right(caller, "order.fulfil", scope(order_id, "order"))
+    async with engines.work() as work:
+        return _out(await aftersales.ship(work, order_id, carrier=body.carrier, tracking=body.tracking, by=caller.id))
+
+
+@router.post("/orders/{order_id}/refund")
+async def refund_order(order_id: str, body: RefundIn, engines: EnginesDep, caller: Annotated[Caller, require("order.fulfil")]) -> OrderOut:
+    """Sends money back, whole or in part. Send an `Idempotency-Key`: a part refunded twice is two refunds."""
+    check_right(caller, "order.fulfil", scope(order_id, "order"))
+    async with engines.work() as work:
+        order = await aftersales.refund(
+            work, order_id, amount_minor=body.amount_minor, reason=body.reason, restock=body.restock, by=caller.id
+        )
+        return _out(order)
+
+
+@router.post("/payments/{provider}/webhook")
+@public
+async def receive_webhook(provider: str, request: Request, engines: EnginesDep) -> NoticeOut:
+    """Where a payment provider reports. Open to all, trusted by signature: `Jishi-Signature: t=<seconds>,v1=<hex HMAC-SHA256>`."""
+    return NoticeOut(outcome=await payments.receive_webhook(engines, provider, request.headers, await request.body()))
+
+
+_ORDER = "4f7k2m9q0x-0f3a9c51d2e87b6a4c10"
+_KEY = "01JZ8Q4T0N"
+_ORDER_AND_KEY = {"order": _ORDER, "key": _KEY}
+_ADDRESS = {"name": "Lin", "phone": "13800000000", "region": "Fujian", "line": "8 Tea Street, Anxi", "postcode": "362400"}
+
+DOMAIN = Domain(
+    name="orders",
+    rights={
+        "order.place": "order what one holds, cancel and pay it, and follow it",
+        "order.view": "see a room's orders and stock",
+        "order.fulfil": "ship and refund a room's orders",
+    },
+    commands=(
+        Command(
+            "order.place",
+            OrderPlace,
+            OrderPlaced,
+            place,
+            "order.place",
+            "Turn a hold into an order",
+            {"hold": _ORDER, "address": _ADDRESS, "key": _KEY},
+        ),
+        Command(
+            "order.cancel", OrderCancel, OrderCancelled, cancel, "order.place", "Cancel an unpaid order", {"order": _ORDER, "key": _KEY}
+        ),
+        Command(
+            "order.pay", OrderPay, OrderPaying, pay, "order.place", "Pay an order", {"order": _ORDER, "key": _KEY, "method": "sandbox_ok"}
+        ),
+        Command("order.get", OrderGet, OrderView, get, "order.place", "One of your orders", {"order": _ORDER}),
+        Command("order.list", OrderList, OrderPage, list_own, "order.place", "Your orders, newest first", {"limit": 20}),
+    ),
+    routers=(router,),
+    intake={
+        "order.placed": service.take_in_placed,
+        "order.awarded": service.take_in_awarded,
+        "order.paid": service.take_in_paid,
+        "order.ended": service.take_in_ended,
+        "order.refund_due": aftersales.take_in_refund_due,
+    },
+    reactions={"order.changed": aftersales.on_order_changed},
+)

@@ -1,0 +1,265 @@
+"""Use cases of inventory: hold stock, move holds on, keep the engine's shelf in line with SQL, expire.
+
+Other domains move holds only by these functions. Sales go on while a session is interrupted; when it has ended, new holds are refused as
+`closed`, while running holds may still be ordered until their deadline and orders paid until theirs.
+"""
+
+from datetime import datetime
+from typing import Any
+
+import structlog
+from redis.exceptions import RedisError
+
+from app.core.errors import AppError
+from app.core.ids import room_of
+from app.core.runtime import at_text
+from app.domains.catalogue import service as catalogue
+from app.domains.inventory import store
+from app.domains.inventory.rules import (
+    CANCEL_WORDS,
+    RELEASE_WORDS,
+    RESERVE_WORDS,
+    Hold,
+    MoveAnswer,
+    RoomBooks,
+    SessionState,
+    Stock,
+    find_faults,
+    hold_id,
+    stock_levels,
+)
+from app.protocol.channels import room_channel, user_channel
+from app.protocol.codes import KEY_REUSED, NOT_FOUND
+from app.protocol.commands import CancelOutcome, Released, Reserved, ReserveOutcome
+from app.protocol.events import (
+    Event,
+    HoldEnded,
+    HoldPlaced,
+    OfferRestocked,
+    OfferSoldOut,
+    SessionEnded,
+    SessionInterrupted,
+    SessionResumed,
+    SessionWentLive,
+    encode_event,
+)
+from app.storage.intake import OutboxEntry, list_rooms, register_room
+from app.storage.streams import Publication
+from app.storage.work import Engines, Work
+
+SWEEPS_MAX = 20  # batches of one room in one pass of the expiry loop
+
+log = structlog.get_logger()
+
+
+async def reserve(
+    engines: Engines, *, viewer_id: str, offer_id: str, quantity: int, key: str, ttl_ms: int | None = None, escrow: bool = False
+) -> Reserved:
+    """Sets stock aside until a deadline. `escrow`: for prizes; no limit, window or deadline. The same key again: the same answer."""
+    room_id = scope(offer_id, "offer")
+    member = {
+        "id": hold_id(room_id, viewer_id, key),
+        "viewer": viewer_id,
+        "offer": offer_id,
+        "quantity": quantity,
+        "ttl": ttl_ms or engines.settings.hold_ttl_s * 1000,
+        "escrow": escrow,
+    }
+    answer = await engines.group_commit("reserve", store.reserve_batch).submit(room_id, member)
+    if answer.word == "unknown":
+        raise AppError(NOT_FOUND, f"there is no offer {offer_id} on a shelf")
+    if answer.word == "key_reused":
+        raise AppError(KEY_REUSED, "this key has already reserved another offer or quantity; take a new key")
+    outcome = RESERVE_WORDS[answer.word]
+    if outcome is not ReserveOutcome.HELD:
+        return Reserved(outcome=outcome, offer=offer_id, quantity=quantity, available=answer.available)
+    return Reserved(
+        outcome=outcome,
+        offer=offer_id,
+        quantity=quantity,
+        hold=str(member["id"]),
+        expires_at=at_text(answer.expires) if answer.expires else None,
+        price_minor=answer.price,
+        repeated=answer.repeated,
+        available=answer.available,
+    )
+
+
+async def release(engines: Engines, *, viewer_id: str, hold_id: str) -> Released:
+    """Gives a hold back, also one in escrow. Again: the same answer."""
+    answer = await _move(engines, hold_id, act="release", viewer=viewer_id)
+    return Released(outcome=RELEASE_WORDS[answer.word], hold=hold_id)
+
+
+async def place_hold(
+    engines: Engines, *, hold_id: str, viewer_id: str, buyer: str, key: str, digest: str, policy_accepted: bool, address: dict[str, Any]
+) -> MoveAnswer:
+    """held -> ordered, with the payment deadline. Words: placed, unknown, key_reused, released, expired, frozen, policy_not_accepted."""
+    return await _move(
+        engines,
+        hold_id,
+        act="place",
+        viewer=viewer_id,
+        name=buyer,
+        key=key,
+        digest=digest,
+        accepted=policy_accepted,
+        ttl=engines.settings.payment_ttl_s * 1000,
+        address=address,
+    )
+
+
+async def cancel_hold(engines: Engines, *, hold_id: str, viewer_id: str) -> CancelOutcome:
+    """ordered -> cancelled."""
+    return CANCEL_WORDS[(await _move(engines, hold_id, act="cancel", viewer=viewer_id)).word]
+
+
+async def confirm_hold(engines: Engines, *, hold_id: str, payment_id: str, provider: str, amount_minor: int) -> MoveAnswer:
+    """ordered -> sold, with the late-pay rule. Words: those of ConfirmWord; one answer a payment, whenever it is asked again."""
+    return await _move(engines, hold_id, act="confirm", payment=payment_id, provider=provider, amount=amount_minor)
+
+
+async def award_hold(engines: Engines, *, hold_id: str, holder_id: str, winner_id: str, prize_name: str) -> MoveAnswer:
+    """An escrow hold -> sold, for the winner. Word `sold`; any other says why not."""
+    return await _move(engines, hold_id, act="award", viewer=holder_id, winner=winner_id, prize=prize_name)
+
+
+async def give_back(engines: Engines, *, hold_id: str, quantity: int, refund_id: str) -> MoveAnswer:
+    """Units of a sold hold return to the shelf, once a refund."""
+    return await _move(engines, hold_id, act="give_back", quantity=quantity, refund=refund_id)
+
+
+async def read_hold(engines: Engines, hold_id: str) -> Hold | None:
+    """The engine's own record: newer than SQL, whoever owns it."""
+    room_id = room_of(hold_id)
+    return await store.fetch_hold(engines, room_id, hold_id) if room_id else None
+
+
+async def read_stock(engines: Engines, room_id: str) -> dict[str, Stock]:
+    """Every offer of the room that the engine knows, also of sessions that ended a while ago."""
+    return (await store.list_stock(engines, room_id))[0]
+
+
+async def stock_reading(engines: Engines, room_id: str) -> dict[str, int]:
+    """offer -> what is left: the snapshot's part and the pulse's field."""
+    return stock_levels(*await store.list_stock(engines, room_id))
+
+
+async def freeze_sales(engines: Engines, room_id: str, *, frozen: bool) -> None:
+    """Stops new holds and orders of a room, or lets them go on. What was promised stands: payments, cancellations, expiry continue."""
+    await store.sync_room(engines, room_id, [{"act": "frozen", "on": frozen}])
+
+
+async def find_room_faults(engines: Engines, room_id: str) -> list[str]:
+    """Whether the engine's books of a room add up; empty when they do."""
+    return find_faults(room_id, await store.read_books(engines, room_id))
+
+
+async def read_books(engines: Engines, room_id: str) -> RoomBooks:
+    """All that the engine knows of a room's sales, in one step; for reconciliation."""
+    return await store.read_books(engines, room_id)
+
+
+async def outbox_length(engines: Engines, room_id: str) -> int:
+    """Entries that SQL does not have yet."""
+    return await store.outbox_length(engines, room_id)
+
+
+def scope(scoped: str, what: str) -> str:
+    room_id = room_of(scoped)
+    if not room_id:
+        raise AppError(NOT_FOUND, f"{scoped!r} is not the id of any {what}")
+    return room_id
+
+
+async def _move(engines: Engines, hold_id: str, **member: Any) -> MoveAnswer:
+    room_id = scope(hold_id, "hold")
+    return await engines.group_commit("move", store.move_batch).submit(room_id, {"id": hold_id, **member})
+
+
+# --- because time passed -------------------------------------------------------------------------------------------------------------
+
+
+async def expire_sales(engines: Engines) -> None:
+    """One pass of the worker: in every room, end what has run out, in bounded batches."""
+    for room_id in await list_rooms(engines):
+        for _ in range(SWEEPS_MAX):
+            done = await store.sweep_room(engines, room_id)
+            if max(done.settled, done.forgotten) < engines.settings.expiry_batch_max:
+                break
+
+
+# --- because SQL changed -------------------------------------------------------------------------------------------------------------
+
+
+async def on_offer_changed(work: Work, room_id: str, event: Any) -> None:
+    """Whatever the event said, the engine gets the offer as it stands in SQL now; versions make that safe to repeat."""
+    offer_id = event.offer if isinstance(event.offer, str) else event.offer.id
+    offer = await catalogue.fetch_offer(work.session, offer_id)
+    if offer is None:
+        return
+    member = {
+        "act": "offer",
+        "id": offer.id,
+        "session": offer.session_id,
+        "version": offer.version,
+        "total": offer.total,
+        "price": offer.price_minor,
+        "currency": offer.currency,
+        "limit": offer.limit_per_viewer,
+        "state": offer.state,
+        "policy": offer.return_policy,
+        "name": offer.name,
+        "opens": _ms(offer.opens_at),
+        "closes": _ms(offer.closes_at),
+    }
+    await register_room(work.engines, room_id)
+    await store.sync_room(work.engines, room_id, [member])
+
+
+async def on_session_changed(work: Work, room_id: str, event: SessionWentLive | SessionInterrupted | SessionResumed | SessionEnded) -> None:
+    match event:
+        case SessionInterrupted():
+            state = SessionState.INTERRUPTED
+        case SessionEnded():
+            state = SessionState.ENDED
+        case SessionWentLive() | SessionResumed():
+            state = SessionState.LIVE
+    await register_room(work.engines, room_id)
+    await store.sync_room(work.engines, room_id, [{"act": "session", "id": event.session, "state": state}])
+
+
+def _ms(at: datetime | None) -> int:
+    return int(at.timestamp() * 1000) if at else 0
+
+
+# --- because the engine changed ------------------------------------------------------------------------------------------------------
+
+
+async def take_in_holds(work: Work, entries: list[OutboxEntry]) -> None:
+    """Tells the viewer's other devices. Not through SQL: a flash sale places tens of thousands of holds a second."""
+    publications = [
+        Publication(user_channel(hold["viewer"]), encode_event(_hold_event(entry, hold)), once=f"{entry.id}:{hold['hold']}")
+        for entry in entries
+        for hold in entry.data["holds"]
+    ]
+    try:
+        await work.engines.streams.publish_all(publications)
+    except (RedisError, OSError) as failure:
+        # The reply has told the device that asked; orders must not wait for the fan-out engine.
+        log.warning("hold events not published", count=len(publications), error=type(failure).__name__)
+
+
+def _hold_event(entry: OutboxEntry, hold: dict[str, Any]) -> Event:
+    at = at_text(entry.at_ms)
+    if entry.type == "hold.placed":
+        return HoldPlaced(at=at, hold=hold["hold"], offer=hold["offer"], quantity=hold["quantity"], expires_at=at_text(hold["expires"]))
+    return HoldEnded(at=at, hold=hold["hold"], offer=hold["offer"], outcome=hold["outcome"])
+
+
+async def take_in_shelf(work: Work, entries: list[OutboxEntry]) -> None:
+    """Only the last word about an offer in a batch counts: sold out, restocked and sold out again is one sold out."""
+    last = {entry.data["offer"]: entry for entry in entries}
+    for offer_id, entry in last.items():
+        make = OfferSoldOut if entry.type == "offer.sold_out" else OfferRestocked
+        work.emit(entry.room_id, [room_channel(entry.room_id)], make(at=at_text(entry.at_ms), offer=offer_id))

@@ -1,0 +1,109 @@
+"""The engine's side of inventory: keys, scripts, and what goes in and out of them. All keys of a room share its hash tag.
+
+A hold is no SQL row: what becomes of it stands in the outbox, and SQL has the orders.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import msgspec
+
+from app.domains.inventory.rules import Hold, MoveAnswer, ReserveAnswer, RoomBooks, Stock, SweepAnswer
+from app.storage.intake import outbox_key
+from app.storage.redis import Script
+from app.storage.work import Engines
+
+Answer = TypeVar("Answer")
+
+_HERE = Path(__file__).parent
+_SHARED = _HERE / "sales.lua"
+_reserve = Script(_HERE / "reserve.lua", after=_SHARED)
+_move = Script(_HERE / "move.lua", after=_SHARED)
+_sweep = Script(_HERE / "sweep.lua", after=_SHARED)
+_sync = Script(_HERE / "sync.lua", after=_SHARED)
+
+SETTLE_IN_RESERVE_MAX = 100  # what a reservation settles on its way; the expiry loop does the rest
+
+Member = dict[str, Any]  # one command as a script takes it; its fields stand in the script's header
+
+_encoder = msgspec.json.Encoder()
+_reserve_answers = msgspec.json.Decoder(list[ReserveAnswer])
+_move_answers = msgspec.json.Decoder(list[MoveAnswer])
+_sweep_answer = msgspec.json.Decoder(SweepAnswer)
+_hold = msgspec.json.Decoder(Hold)
+_stock = msgspec.json.Decoder(Stock)
+
+
+def sales_keys(room_id: str) -> list[str]:
+    """In the order that sales.lua states."""
+    tag = f"{{{room_id}}}"
+    return [f"{tag}:{name}" for name in ("offers", "holds", "counts", "deadlines")] + [
+        outbox_key(room_id),
+        f"{tag}:room",
+        f"{tag}:memories",
+    ]
+
+
+async def _run(engines: Engines, script: Script, room_id: str, members: Sequence[Member], *, settle_max: int = 0) -> bytes:
+    settings = engines.settings
+    arguments = [
+        engines.runtime.script_now_ms(),
+        settings.hot_keys_ttl_s * 1000,
+        settle_max,
+        settings.outbox_entries_max,
+        _encoder.encode(members),
+    ]
+    return cast("bytes", await script(engines.sales, sales_keys(room_id), arguments))
+
+
+async def reserve_batch(engines: Engines, room_id: str, members: Sequence[Member]) -> list[ReserveAnswer]:
+    return _reserve_answers.decode(await _run(engines, _reserve, room_id, members, settle_max=SETTLE_IN_RESERVE_MAX))
+
+
+async def move_batch(engines: Engines, room_id: str, members: Sequence[Member]) -> list[MoveAnswer]:
+    return _move_answers.decode(await _run(engines, _move, room_id, members))
+
+
+async def sync_room(engines: Engines, room_id: str, members: Sequence[Member]) -> list[str]:
+    return [answer.word for answer in _move_answers.decode(await _run(engines, _sync, room_id, members))]
+
+
+async def sweep_room(engines: Engines, room_id: str) -> SweepAnswer:
+    return _sweep_answer.decode(await _run(engines, _sweep, room_id, (), settle_max=engines.settings.expiry_batch_max))
+
+
+async def fetch_hold(engines: Engines, room_id: str, hold_id: str) -> Hold | None:
+    raw = cast("bytes | None", await engines.sales.hget(sales_keys(room_id)[1], hold_id))
+    return _hold.decode(raw) if raw else None
+
+
+async def list_stock(engines: Engines, room_id: str) -> tuple[dict[str, Stock], dict[str, str]]:
+    """The room's offers, and the state of its sessions."""
+    offers_key, *_, room_key, _memories = sales_keys(room_id)
+    async with engines.sales.pipeline(transaction=False) as pipeline:
+        pipeline.hgetall(offers_key)
+        pipeline.hgetall(room_key)
+        offers, room = cast("list[dict[bytes, bytes]]", await pipeline.execute())
+    sessions = {name[2:].decode(): state.decode() for name, state in room.items() if name.startswith(b"s:")}
+    return {offer_id.decode(): _stock.decode(raw) for offer_id, raw in offers.items()}, sessions
+
+
+async def read_books(engines: Engines, room_id: str) -> RoomBooks:
+    """Everything, in one step: for checks, not for the hot path."""
+    offers_key, holds_key, counts_key, deadlines_key, *_ = sales_keys(room_id)
+    async with engines.sales.pipeline(transaction=True) as pipeline:
+        for key in (offers_key, holds_key, counts_key):
+            pipeline.hgetall(key)
+        pipeline.zrange(deadlines_key, 0, -1, withscores=True)
+        offers, holds, counts, deadlines = await pipeline.execute()
+    return RoomBooks(
+        offers={name.decode(): _stock.decode(raw) for name, raw in offers.items()},
+        holds={name.decode(): _hold.decode(raw) for name, raw in holds.items()},
+        counts={name.decode(): int(raw) for name, raw in counts.items()},
+        deadlines={name.decode(): int(score) for name, score in deadlines},
+    )
+
+
+async def outbox_length(engines: Engines, room_id: str) -> int:
+    return int(await engines.sales.xlen(outbox_key(room_id)))

@@ -1,0 +1,159 @@
+"""What happens to a paid order: shipped, refunded whole or in part, its units back on the shelf.
+
+SQL decides here and the engine follows: a refund that restocks is a row first, and the units return through a reaction to the committed
+event, once a refund. All money moves are ledger transfers whose ids name the payment or refund.
+"""
+
+from typing import Any
+
+from app.core.errors import AppError
+from app.domains.catalogue import service as catalogue
+from app.domains.inventory import service as inventory
+from app.domains.orders import store
+from app.domains.orders.rules import OrderState, RefundRefusal, automatic_refund_id, decide_refund
+from app.domains.orders.service import emit_changed, money_in
+from app.domains.orders.tables import Order
+from app.domains.wallet import service as wallet
+from app.domains.wallet.rules import Movement, TransferOutcome
+from app.protocol.codes import CONFLICT, INSUFFICIENT_FUNDS, NOT_FOUND
+from app.protocol.events import OrderChanged
+from app.storage.intake import OutboxEntry
+from app.storage.work import Work
+
+_REFUSALS = {
+    RefundRefusal.NOT_PAID: "the order holds no payment that could go back",
+    RefundRefusal.TOO_MUCH: "this is more than is left of the payment",
+    RefundRefusal.TOO_MANY_UNITS: "these units are back on the shelf already",
+}
+
+
+async def ship(work: Work, order_id: str, *, carrier: str, tracking: str, by: str) -> Order:
+    """paid -> shipped. Again with the same carrier and number: nothing more happens."""
+    order = await _locked(work, order_id)
+    if order.state == OrderState.SHIPPED and (order.carrier, order.tracking) == (carrier, tracking):
+        return order
+    if order.state != OrderState.PAID:
+        raise AppError(CONFLICT, f"only a paid order can be shipped; this one is {order.state}")
+    order.state, order.carrier, order.tracking, order.shipped_at = OrderState.SHIPPED, carrier, tracking, work.now
+    await work.session.flush()
+    emit_changed(work, order)
+    await work.audit(order.room_id, by, "order.ship", order.id, carrier=carrier, tracking=tracking)
+    return order
+
+
+async def refund(work: Work, order_id: str, *, amount_minor: int | None, reason: str, restock: bool, by: str) -> Order:
+    """Sends money back: all that is left, or a part. `restock` returns the units, or as many whole ones as the part pays for."""
+    order = await _locked(work, order_id)
+    left = order.amount_minor - order.refunded_minor
+    amount = left if amount_minor is None else amount_minor
+    units_left = order.quantity - order.returned
+    units = _units(order, amount, units_left) if restock else 0
+    refusal = decide_refund(
+        OrderState(order.state),
+        paid_minor=order.amount_minor,
+        refunded_minor=order.refunded_minor,
+        asked_minor=amount,
+        units_left=units_left,
+        units=units,
+    )
+    if refusal or not order.payment_id:
+        raise AppError(CONFLICT, _REFUSALS[refusal or RefundRefusal.NOT_PAID])
+    await _send_back(work, order, amount=amount, units=units, reason=reason, by=by)
+    return order
+
+
+def _units(order: Order, amount_minor: int, units_left: int) -> int:
+    whole = order.refunded_minor + amount_minor >= order.amount_minor
+    return units_left if whole else min(units_left, amount_minor // order.price_minor)
+
+
+async def _send_back(work: Work, order: Order, *, amount: int, units: int, reason: str, by: str) -> None:
+    assert order.payment_id
+    payment = await store.fetch_payment(work.session, order.payment_id)
+    assert payment, "a paid order has its payment"
+    refund_id = f"{order.room_id}-{work.runtime.new_short_id()}"
+    await store.insert_refund(
+        work.session, _refund_row(work, refund_id, order, payment=payment.id, amount=amount, reason=reason, by=by) | {"restock": units}
+    )
+    outcomes = await wallet.transfer_all(work, [_money_out(order, payment.provider, refund_id, amount)])
+    if outcomes[0] is TransferOutcome.INSUFFICIENT_FUNDS:
+        raise AppError(INSUFFICIENT_FUNDS, "the room's wallet holds less than this refund; pay in first")
+    await store.add_charge_refund(work.session, payment.id, amount)
+    if units:
+        await catalogue.count_sold(work.session, order.offer_id, -units)
+    order.refunded_minor += amount
+    order.returned += units
+    order.reason = reason
+    if order.refunded_minor == order.amount_minor:
+        order.state = OrderState.REFUNDED
+    await work.session.flush()
+    emit_changed(work, order)
+    await work.audit(order.room_id, by, "order.refund", order.id, amount_minor=amount, reason=reason, units=units)
+
+
+def _refund_row(work: Work, refund_id: str, order: Order, *, payment: str, amount: int, reason: str, by: str) -> dict[str, Any]:
+    return {
+        "id": refund_id,
+        "order_id": order.id,
+        "payment_id": payment,
+        "amount_minor": amount,
+        "currency": order.currency,
+        "reason": reason,
+        "by": by,
+        "at": work.now,
+    }
+
+
+def _money_out(order: Order, provider: str, refund_id: str, amount: int) -> Movement:
+    return Movement(
+        transfer_id=f"refund:{refund_id}",
+        from_account=f"room:{order.room_id}",
+        to_account=f"external:{provider}",
+        amount_minor=amount,
+        currency=order.currency,
+        kind="refund",
+        reference=order.id,
+    )
+
+
+async def _locked(work: Work, order_id: str) -> Order:
+    order = await store.lock_order(work.session, order_id)
+    if order is None:
+        raise AppError(NOT_FOUND, f"there is no order {order_id}")
+    return order
+
+
+async def take_in_refund_due(work: Work, entries: list[OutboxEntry]) -> None:
+    """Money that came for nothing: too late and sold out, after a cancellation, or a second time. It goes back by itself."""
+    for entry in entries:
+        data = entry.data
+        await refund_unwanted(
+            work, data["order"], payment=data["payment"], provider=data["provider"], amount=data["amount"], reason=data["reason"]
+        )
+
+
+async def refund_unwanted(work: Work, order_id: str, *, payment: str, provider: str, amount: int, reason: str) -> None:
+    """In and out again, once a payment. The order keeps its state; `refunded_minor` and `reason` say what happened."""
+    order = await _locked(work, order_id)
+    refund_id = automatic_refund_id(payment)
+    row = _refund_row(work, refund_id, order, payment=payment, amount=amount, reason=reason, by="system")
+    if amount == 0 or not await store.insert_refund(work.session, row):
+        return
+    await wallet.transfer_all(
+        work, [money_in(order.room_id, provider, payment, amount, order), _money_out(order, provider, refund_id, amount)]
+    )
+    await store.add_charge_refund(work.session, payment, amount)
+    if order.payment_id is None:
+        order.refunded_minor = amount
+        order.reason = reason
+    await work.session.flush()
+    emit_changed(work, order, reason=reason)
+
+
+async def on_order_changed(work: Work, room_id: str, event: OrderChanged) -> None:
+    """Gives the units of a refund back to the engine's shelf; the refund's id makes a repetition harmless."""
+    if not event.refunded_minor:
+        return
+    for row in await store.lock_restocks(work.session, event.order):
+        await inventory.give_back(work.engines, hold_id=row.order_id, quantity=row.restock, refund_id=row.id)
+        row.restocked = True

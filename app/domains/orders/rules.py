@@ -1,0 +1,164 @@
+"""What orders decide from values: states, what a viewer hears, what may be refunded, how a payment event is signed.
+
+    placed -> paid -> shipped          placed -> cancelled | expired          expired -> paid (the late-pay rule)
+    paid, shipped -> refunded, once the whole amount went back; a part leaves the state as it is
+
+The engine decides the steps up to `paid`, SQL those after it. A prize is an order that was paid by winning it.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import assert_never
+
+from msgspec import Struct
+
+from app.core.ids import derived_tail, room_of, scoped_id
+from app.domains.inventory.rules import HoldState, RoomBooks
+from app.protocol.commands import PayOutcome
+
+SIGNATURE_HEADER = "Jishi-Signature"
+
+
+class OrderState(StrEnum):
+    PLACED = "placed"
+    PAID = "paid"
+    SHIPPED = "shipped"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    REFUNDED = "refunded"
+
+
+PAID_STATES = (OrderState.PAID, OrderState.SHIPPED)
+PAYABLE_STATES = (OrderState.PLACED, OrderState.EXPIRED)  # what a confirmed payment may still turn into `paid`
+
+
+class PaymentNotice(Struct, frozen=True, kw_only=True):
+    """The body of a provider's webhook."""
+
+    id: str  # unique at the provider: a repeated notice has the same
+    type: str  # payment.succeeded, payment.declined
+    payment: str
+    amount_minor: int
+    currency: str
+    reason: str = ""
+
+
+class RefundRefusal(StrEnum):
+    NOT_PAID = "not_paid"
+    TOO_MUCH = "too_much"
+    TOO_MANY_UNITS = "too_many_units"
+
+
+def payment_id(order_id: str, viewer_id: str, key: str) -> str:
+    return scoped_id(room_of(order_id), derived_tail("pay", viewer_id, key))
+
+
+def automatic_refund_id(payment: str) -> str:
+    return scoped_id(room_of(payment), derived_tail("refund", payment))
+
+
+def state_of_hold(state: HoldState, *, overdue: bool) -> OrderState | None:
+    """The order's state as the engine's record has it; None while there is no order."""
+    match state:
+        case HoldState.ORDERED:
+            return OrderState.EXPIRED if overdue else OrderState.PLACED
+        case HoldState.SOLD:
+            return OrderState.PAID
+        case HoldState.CANCELLED:
+            return OrderState.CANCELLED
+        case HoldState.LAPSED:
+            return OrderState.EXPIRED
+        case HoldState.HELD | HoldState.RELEASED | HoldState.EXPIRED:
+            return None
+        case _:
+            assert_never(state)
+
+
+def newest_state(in_sql: OrderState, in_engine: OrderState | None) -> OrderState:
+    """The engine is ahead until intake has caught up; shipping and refunds are known to SQL alone."""
+    return in_engine if in_engine and in_sql in PAYABLE_STATES else in_sql
+
+
+def decide_pay(state: OrderState) -> PayOutcome:
+    match state:
+        case OrderState.PLACED:
+            return PayOutcome.PENDING
+        case OrderState.PAID | OrderState.SHIPPED:
+            return PayOutcome.PAID
+        case OrderState.CANCELLED:
+            return PayOutcome.CANCELLED
+        case OrderState.EXPIRED:
+            return PayOutcome.EXPIRED
+        case OrderState.REFUNDED:
+            return PayOutcome.REFUNDED
+        case _:
+            assert_never(state)
+
+
+def decide_refund(
+    state: OrderState, *, paid_minor: int, refunded_minor: int, asked_minor: int, units_left: int, units: int
+) -> RefundRefusal | None:
+    """Whether this much may go back. The order of the checks is part of the contract."""
+    if state not in PAID_STATES or paid_minor == 0:
+        return RefundRefusal.NOT_PAID
+    if asked_minor > paid_minor - refunded_minor:
+        return RefundRefusal.TOO_MUCH
+    if units > units_left:
+        return RefundRefusal.TOO_MANY_UNITS
+    return None
+
+
+def short_name(name: str) -> str:
+    """`Lin` is `L**`: for the room's mood, without naming the buyer."""
+    return (name[:1] or "*") + "**"
+
+
+def sign(secret: bytes, at_s: int, body: bytes) -> str:
+    """`t=<seconds>,v1=<hex HMAC-SHA256 of "t.body">`, as payment providers sign."""
+    digest = hmac.new(secret, f"{at_s}.".encode() + body, hashlib.sha256).hexdigest()
+    return f"t={at_s},v1={digest}"
+
+
+def signature_fits(secret: bytes, header: str, body: bytes, *, now_s: int, tolerance_s: int) -> bool:
+    """Compares in constant time; a signature older or newer than the tolerance does not fit, however right it is."""
+    at, comma, _ = header.partition(",")
+    if not comma or not at.startswith("t=") or not at[2:].isascii() or not at[2:].isdigit() or len(at) > 20:
+        return False
+    at_s = int(at[2:])
+    return hmac.compare_digest(sign(secret, at_s, body).encode(), header.encode()) and abs(now_s - at_s) <= tolerance_s
+
+
+_HOLD_OF_ORDER = {
+    OrderState.PLACED: HoldState.ORDERED,
+    OrderState.PAID: HoldState.SOLD,
+    OrderState.SHIPPED: HoldState.SOLD,
+    OrderState.REFUNDED: HoldState.SOLD,
+    OrderState.CANCELLED: HoldState.CANCELLED,
+    OrderState.EXPIRED: HoldState.LAPSED,
+}
+
+
+def find_order_faults(
+    room_id: str, orders: Mapping[str, tuple[str, OrderState, int, int]], sold: Mapping[str, int], books: RoomBooks
+) -> list[str]:
+    """Orders in SQL (id -> offer, state, quantity, returned) against the engine's holds, one to one, and SQL's own `sold`."""
+    faults: list[str] = []
+    units = dict.fromkeys(sold, 0)
+    for order_id, (offer_id, state, quantity, returned) in orders.items():
+        hold = books.holds.get(order_id)
+        if hold is None and offer_id in books.offers and _HOLD_OF_ORDER[state] is HoldState.SOLD:
+            faults.append(f"order {order_id}: the engine has no hold of it")
+        if hold is not None and (hold.state, hold.quantity, hold.returned) != (_HOLD_OF_ORDER[state], quantity, returned):
+            engine = f"{hold.state} of {hold.quantity} less {hold.returned}"
+            faults.append(f"order {order_id}: {state} of {quantity} less {returned} in SQL, {engine} in the engine")
+        if offer_id in units and _HOLD_OF_ORDER[state] is HoldState.SOLD:
+            units[offer_id] += quantity - returned
+    for hold_id, hold in books.holds.items():
+        if hold.state in {HoldState.ORDERED, HoldState.SOLD} and hold_id not in orders:
+            faults.append(f"hold {hold_id}: {hold.state}, but there is no order in SQL")
+    for offer_id, count in units.items():
+        if count != sold[offer_id]:
+            faults.append(f"offer {offer_id}: sold {sold[offer_id]} in SQL, its orders say {count}")
+    return [f"{room_id}: {fault}" for fault in faults]

@@ -1,0 +1,122 @@
+"""Tables of orders, payments and after-sales. Rooms, sessions, offers and viewers are named without foreign keys: other domains own them.
+
+A payment may be written before its order: the engine knows an order first, intake brings it here.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, CheckConstraint, Identity, Index, LargeBinary, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.storage.sql import Table
+
+
+class Order(Table):
+    """A purchase, or a prize on its way. Its id is the hold's: one order a hold, by the primary key."""
+
+    __tablename__ = "orders"
+    __table_args__ = (
+        Index(None, "viewer_id", "placed_at", "id"),
+        Index(None, "room_id", "placed_at", "id"),
+        Index(None, "session_id", "state"),
+        Index(None, "offer_id"),
+        CheckConstraint("quantity > 0 and returned >= 0 and returned <= quantity", name="quantity"),
+        CheckConstraint("refunded_minor >= 0 and refunded_minor <= amount_minor", name="refunded"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    room_id: Mapped[str]
+    session_id: Mapped[str]
+    offer_id: Mapped[str]
+    offer_version: Mapped[int]
+    name: Mapped[str]
+    viewer_id: Mapped[str]
+    buyer: Mapped[str]
+    quantity: Mapped[int]
+    price_minor: Mapped[int]
+    amount_minor: Mapped[int]
+    currency: Mapped[str]
+    return_policy: Mapped[str]
+    address: Mapped[dict[str, Any] | None]  # null: a prize whose winner has not said where to send it
+    state: Mapped[str]
+    reason: Mapped[str] = mapped_column(default="")
+    prize: Mapped[bool] = mapped_column(default=False)
+    placed_at: Mapped[datetime]
+    pay_by: Mapped[datetime | None]
+    paid_at: Mapped[datetime | None]
+    shipped_at: Mapped[datetime | None]
+    payment_id: Mapped[str | None]
+    carrier: Mapped[str | None]
+    tracking: Mapped[str | None]
+    refunded_minor: Mapped[int] = mapped_column(default=0)
+    returned: Mapped[int] = mapped_column(default=0)  # units that went back on the shelf
+
+
+class Payment(Table):
+    """One attempt to pay an order. Its id is derived from viewer and key: its own idempotency record."""
+
+    __tablename__ = "payments"
+    __table_args__ = (Index(None, "order_id"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    order_id: Mapped[str]
+    room_id: Mapped[str]
+    viewer_id: Mapped[str]
+    provider: Mapped[str]
+    method: Mapped[str]
+    amount_minor: Mapped[int]
+    currency: Mapped[str]
+    state: Mapped[str] = mapped_column(default="pending")  # pending, succeeded, declined, refunded
+    reason: Mapped[str] = mapped_column(default="")
+    created_at: Mapped[datetime]
+    settled_at: Mapped[datetime | None]
+
+
+class PaymentEvent(Table):
+    """A provider's webhook as it came. `outcome` is empty until its effect is certain; the provider repeats it until then."""
+
+    __tablename__ = "payment_events"
+    __table_args__ = (UniqueConstraint("provider", "event_id"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    provider: Mapped[str]
+    event_id: Mapped[str]
+    payment_id: Mapped[str]
+    raw: Mapped[bytes] = mapped_column(LargeBinary)
+    received_at: Mapped[datetime]
+    outcome: Mapped[str] = mapped_column(default="")
+
+
+class Refund(Table):
+    """Money sent back. An automatic refund's id is derived from the payment, a refund by staff has an id of its own."""
+
+    __tablename__ = "refunds"
+    __table_args__ = (Index(None, "order_id"), CheckConstraint("amount_minor > 0", name="amount"))
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    order_id: Mapped[str]
+    payment_id: Mapped[str]
+    amount_minor: Mapped[int]
+    currency: Mapped[str]
+    reason: Mapped[str]
+    restock: Mapped[int] = mapped_column(default=0)  # units to put back on the shelf
+    restocked: Mapped[bool] = mapped_column(default=False)  # the engine has them
+    by: Mapped[str]
+    at: Mapped[datetime]
+
+
+class SandboxCharge(Table):
+    """The sandbox provider's own book: what it will say of a payment, when, and whether it was heard."""
+
+    __tablename__ = "sandbox_charges"
+    __table_args__ = (Index(None, "due_at", postgresql_where="left_to_send > 0"),)
+
+    payment_id: Mapped[str] = mapped_column(primary_key=True)
+    verdict: Mapped[str]  # payment.succeeded, payment.declined
+    amount_minor: Mapped[int]
+    currency: Mapped[str]
+    due_at: Mapped[datetime]
+    left_to_send: Mapped[int]  # 2 for a provider that repeats itself
+    attempts: Mapped[int] = mapped_column(default=0)
+    refunded_minor: Mapped[int] = mapped_column(default=0)
