@@ -19,6 +19,7 @@ from app.core.metrics import LOOP_FAILURES, LOOP_RUNS
 from app.core.settings import Settings
 from app.domains.chat.service import archive_chat, prune_keys
 from app.domains.integrations.service import deliver_webhooks, expire_webhook_deliveries
+from app.domains.rooms.service import pulse_rooms
 from app.rest.idempotency import expire_idempotency_records
 from app.storage.announcements import announce_room
 from app.storage.intake import list_rooms, outbox_key, take_in_room
@@ -120,6 +121,7 @@ async def take_in(engines: Engines, leases: RoomLeases) -> None:
 # Other domains add their lines here: what falls due, what is projected, what is cleaned up.
 LOOPS: tuple[Loop, ...] = (
     Loop("announce", announce, 1000),
+    Loop("pulse", pulse_rooms, 1000),
     Loop("archive_chat", archive_chat, 500),
     Loop("prune_chat_keys", prune_keys, 600_000),
     Loop("deliver_webhooks", deliver_webhooks, 1000),

@@ -1,6 +1,6 @@
 """REST routes of products. Offers stand on a session's shelf, so their routes are in `rooms`."""
 
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from typing import Annotated
 
 from fastapi import APIRouter
@@ -13,9 +13,9 @@ from app.core.registry import Domain
 from app.domains.catalogue import service
 from app.domains.catalogue.rules import ReturnPolicy
 from app.domains.catalogue.tables import Product
-from app.protocol.codes import BAD_REQUEST, PERMISSION_DENIED
+from app.protocol.codes import PERMISSION_DENIED
 from app.rest.access import EnginesDep, require
-from app.rest.pages import CursorParam, LimitParam, Page, decode_cursor, encode_cursor
+from app.rest.pages import CursorParam, LimitParam, Page, decode_moment_cursor, encode_moment_cursor
 
 router = APIRouter(prefix="/api/v1", tags=["products"])
 
@@ -78,20 +78,10 @@ async def list_products(
     engines: EnginesDep, caller: Annotated[Caller, require("product.edit")], cursor: CursorParam = "", limit: LimitParam = 50
 ) -> Page[ProductOut]:
     """Newest first."""
-    key = decode_cursor(cursor, 2)
-    after = None if key is None else (_cursor_time(key[0]), str(key[1]))
     async with engines.sql.read() as session:
-        rows = await service.list_products(session, after=after, limit=limit + 1)
-    more = len(rows) > limit
-    rows = rows[:limit]
-    next_cursor = encode_cursor(round(rows[-1].created_at.timestamp() * 1000), rows[-1].id) if more else ""
-    return Page(items=[ProductOut.of(row) for row in rows], next_cursor=next_cursor)
-
-
-def _cursor_time(at_ms: str | int) -> datetime:
-    if not isinstance(at_ms, int) or not 0 <= at_ms < 10**14:
-        raise AppError(BAD_REQUEST, "cursor: not one that this server gave out")
-    return datetime.fromtimestamp(at_ms / 1000, UTC)
+        rows = await service.list_products(session, after=decode_moment_cursor(cursor), limit=limit + 1)
+    next_cursor = encode_moment_cursor(rows[limit - 1].created_at, rows[limit - 1].id) if len(rows) > limit else ""
+    return Page(items=[ProductOut.of(row) for row in rows[:limit]], next_cursor=next_cursor)
 
 
 @router.post("/products", status_code=201)

@@ -28,6 +28,11 @@ from app.storage.work import Work
 # --- the shelf ----------------------------------------------------------------------------------------------------------------------
 
 
+async def list_offers(session: AsyncSession, session_id: str) -> list[Offer]:
+    """The whole shelf in its order, withdrawn offers too."""
+    return await catalogue.list_offers(session, session_id)
+
+
 async def list_offer(work: Work, session_id: str, draft: OfferDraft, by: str = "system") -> Offer:
     """Puts an offer on the session's shelf."""
     room, show = await lock_session(work, session_id)
@@ -55,7 +60,7 @@ async def top_up_offer(work: Work, offer_id: str, add: int, by: str) -> Offer:
 async def change_offer(work: Work, offer_id: str, changes: dict[str, Any], by: str) -> Offer:
     """Window (opens_at, closes_at) and terms (see catalogue.change_terms) in one step and one event."""
     show, version = await _lock_offer(work, offer_id)
-    offer = await _get_offer(work, offer_id)
+    offer = await get_offer(work.session, offer_id)
     if changes.keys() & {"opens_at", "closes_at"}:
         opens_at, closes_at = changes.get("opens_at", offer.opens_at), changes.get("closes_at", offer.closes_at)
         offer = await catalogue.change_window(work, offer_id, opens_at=opens_at, closes_at=closes_at)
@@ -117,15 +122,15 @@ async def _lock_offer(work: Work, offer_id: str) -> tuple[ShowSession, int]:
     """Locks the offer's room; its session, and the offer's version before the change."""
     if await store.lock_room(work.session, room_of(offer_id)) is None:
         raise AppError(NOT_FOUND, "no such offer")
-    offer = await _get_offer(work, offer_id)
+    offer = await get_offer(work.session, offer_id)
     show = await store.reload_session(work.session, offer.session_id)
     assert show is not None, "an offer stands on a session's shelf"
     _check_shelf_open(show)
     return show, offer.version
 
 
-async def _get_offer(work: Work, offer_id: str) -> Offer:
-    offer = await catalogue.fetch_offer(work.session, offer_id)
+async def get_offer(session: AsyncSession, offer_id: str) -> Offer:
+    offer = await catalogue.fetch_offer(session, offer_id)
     if offer is None:
         raise AppError(NOT_FOUND, "no such offer")
     return offer

@@ -12,7 +12,7 @@ from app.core.errors import AppError
 from app.core.ids import room_of, scoped_id
 from app.core.runtime import at_text
 from app.domains.catalogue import service as catalogue
-from app.domains.catalogue.rules import OfferState
+from app.domains.catalogue.rules import CURRENCIES, OfferState
 from app.domains.rooms import store
 from app.domains.rooms.rules import (
     ON_AIR,
@@ -42,6 +42,7 @@ from app.protocol.events import (
     SessionScheduled,
     SessionWentLive,
 )
+from app.storage.tables import AuditEntry
 from app.storage.work import Work
 
 # --- rooms --------------------------------------------------------------------------------------------------------------------------
@@ -58,13 +59,16 @@ async def create_room(
     currency: str | None = None,
     language: str = "zh",
 ) -> Room:
+    currency = currency or work.engines.settings.currency
+    if currency not in CURRENCIES:
+        raise AppError(BAD_REQUEST, f"currency: {currency!r} is not an ISO 4217 code that this product knows")
     room = Room(
         id=work.runtime.new_short_id(),
         title=clean_title(title),
         host_name=host_name,
         host_id=host_id,
         description=description,
-        currency=currency or work.engines.settings.currency,
+        currency=currency,
         language=language,
         created_at=work.now,
     )
@@ -262,11 +266,8 @@ async def _take(work: Work, show: ShowSession, step: Step, by: str, *, empty_she
     await work.audit(show.room_id, by, f"session.{step}", show.id, **detail)
 
 
-async def session_checklist(session: AsyncSession, show: ShowSession, step: Step | None = None) -> list[CheckItem]:
-    """What a step needs and whether it is so; without a step, what comes next in the session's state (nothing when it is over)."""
-    step = step or next_step(show.state)
-    if step is None:
-        return []
+async def session_checklist(session: AsyncSession, show: ShowSession, step: Step) -> list[CheckItem]:
+    """What a step needs, and whether it is so."""
     room = await get_room(session, show.room_id)
     on_air = await store.fetch_on_air(session, show.room_id)
     offers = await catalogue.list_offers(session, show.id)
@@ -279,6 +280,22 @@ async def session_checklist(session: AsyncSession, show: ShowSession, step: Step
         on_air_elsewhere=on_air is not None and on_air.id != show.id,
     )
     return checklist(step, look)
+
+
+async def next_checklist(session: AsyncSession, show: ShowSession) -> tuple[Step | None, list[CheckItem]]:
+    """The step that comes next in the session's state, and what it needs. (None, []) when nothing is left to do."""
+    step = next_step(show.state)
+    return step, [] if step is None else await session_checklist(session, show, step)
+
+
+async def list_audit(session: AsyncSession, room_id: str, *, after_id: int | None, limit: int) -> list[AuditEntry]:
+    """What the room's team did, newest first."""
+    return await store.list_audit(session, room_id, after_id=after_id, limit=limit)
+
+
+async def fetch_on_air(session: AsyncSession, room_id: str) -> ShowSession | None:
+    """The room's session that is live or interrupted, as SQL has it now."""
+    return await store.fetch_on_air(session, room_id)
 
 
 async def lock_session(work: Work, session_id: str) -> tuple[Room, ShowSession]:
