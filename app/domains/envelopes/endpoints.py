@@ -15,6 +15,7 @@ from app.core.runtime import at_text
 from app.domains.envelopes import service
 from app.domains.envelopes.rules import SHARES_MAX, EnvelopeDraft, Mode
 from app.domains.envelopes.tables import Envelope, EnvelopeShare
+from app.domains.rooms import service as rooms
 from app.protocol.codes import BAD_REQUEST, CONFLICT, NOT_FOUND
 from app.protocol.commands import EnvelopeGrab, EnvelopeGrabbed
 from app.rest.access import EnginesDep, check_right, public, require
@@ -89,8 +90,6 @@ async def open_envelope(
 
 
 async def _check_live(work: Work, session_id: str) -> None:
-    from app.domains.rooms import service as rooms  # noqa: PLC0415
-
     session = await rooms.fetch_session(work.session, session_id)
     if session is None:
         raise AppError(NOT_FOUND, "no such session")
