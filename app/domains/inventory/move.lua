@@ -82,7 +82,7 @@ end
 function act.award(member)
   local hold = owned(member)
   if not hold or not hold.escrow then return {word = 'unknown'} end
-  if hold.winner == member.winner then return {word = 'sold', repeated = true} end
+  if hold.winner == member.winner then return {word = 'awarded', repeated = true} end
   if hold.state ~= 'held' then return {word = hold.state} end
   hold.winner, hold.prize = member.winner, member.prize
   move(member.id, hold, 'sold')
@@ -90,7 +90,7 @@ function act.award(member)
     order = member.id, session = hold.session, offer = hold.offer, viewer = member.winner, prize = member.prize, quantity = hold.quantity,
     currency = hold.currency, version = hold.version, policy = hold.policy, at = now,
   })
-  return {word = 'sold'}
+  return {word = 'awarded'}
 end
 
 function act.give_back(member)

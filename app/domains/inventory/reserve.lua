@@ -38,7 +38,7 @@ local function reserve(member)
   local before, offer = hold_of(member.id), offer_of(member.offer)
   if before then return repeated(before, member) end
   local word = refusal(offer, member)
-  if word then return {word = word, available = offer and offer.available} end
+  if word then return {word = word, available = offer and offer.available or nil} end
   local expires = member.escrow and 0 or now + member.ttl
   local hold = {
     offer = member.offer, viewer = member.viewer, quantity = member.quantity, escrow = member.escrow, state = 'held',

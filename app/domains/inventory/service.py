@@ -120,7 +120,7 @@ async def confirm_hold(engines: Engines, *, hold_id: str, payment_id: str, provi
 
 
 async def award_hold(engines: Engines, *, hold_id: str, holder_id: str, winner_id: str, prize_name: str) -> MoveAnswer:
-    """An escrow hold -> sold, for the winner. Word `sold`; any other says why not."""
+    """An escrow hold -> sold, for the winner. Word `awarded`; any other says why not."""
     return await _move(engines, hold_id, act="award", viewer=holder_id, winner=winner_id, prize=prize_name)
 
 

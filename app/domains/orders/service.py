@@ -100,7 +100,7 @@ async def list_orders(engines: Engines, *, viewer_id: str, room_id: str | None, 
 async def award_prize(engines: Engines, *, hold_id: str, holder_id: str, viewer_id: str, prize_name: str) -> str:
     """An escrow hold becomes a paid order of amount 0 for the winner. Its id; again for the same winner: the same. Else `conflict`."""
     answer = await inventory.award_hold(engines, hold_id=hold_id, holder_id=holder_id, winner_id=viewer_id, prize_name=prize_name)
-    if answer.word != "sold":
+    if answer.word != "awarded":
         raise AppError(CONFLICT, f"hold {hold_id} cannot be awarded: it is {answer.word}")
     return hold_id
 

@@ -1,11 +1,15 @@
 """Holding stock: the order of the checks, idempotency, deadlines, and what SQL's changes do to the shelf."""
 
 import asyncio
+from collections import Counter
+from datetime import timedelta
 
 import pytest
 
 from app.core.errors import AppError
 from app.domains.inventory import service as inventory
+from app.domains.inventory import store
+from app.protocol.events import decode_event, event_type
 from app.storage.work import Engines
 from tests.support.auditor.stock import audit_stock
 from tests.support.runtime import TestRuntime
@@ -50,3 +54,160 @@ async def test_a_double_click_in_one_batch_holds_once(shelf: Shelf, engines: Eng
     first, second, other = await asyncio.gather(shelf.reserve(offer), shelf.reserve(offer), shelf.reserve(offer, viewer="mei"))
     assert (first.hold, first.repeated, second.hold, second.repeated) == (first.hold, False, first.hold, True)
     assert (other.outcome, other.available) == ("exhausted", 0)
+
+
+REFUSALS = ["key_reused", "not_found", "frozen", "closed", "not_open", "limit", "exhausted"]
+
+
+@pytest.mark.parametrize("healed", range(len(REFUSALS)))
+async def test_the_first_reason_speaks(shelf: Shelf, engines: Engines, healed: int) -> None:
+    """All reasons to refuse at once, then without the first, the first two, ... : the order of the checks is part of the contract."""
+    late = Shelf(engines, "room1", "room1-show2")
+    wrong: dict[str, bool] = {name: index >= healed for index, name in enumerate(REFUSALS)}
+    owner = shelf if not wrong["not_open"] else late  # its session has not begun
+    offer = await owner.offer(total=2 if wrong["exhausted"] else 10, limit=1 if wrong["limit"] else 0)
+    await shelf.reserve(await shelf.offer(), key="used")
+    if wrong["closed"]:
+        await shelf.set_state(offer, "paused")
+    await inventory.freeze_sales(engines, "room1", frozen=wrong["frozen"])
+    asked = "room1-nothing" if wrong["not_found"] else offer
+    key = "used" if wrong["key_reused"] else "k1"
+    try:
+        word: str = (await shelf.reserve(asked, quantity=3, key=key)).outcome
+    except AppError as refused:
+        word = refused.code.word
+    assert word == REFUSALS[healed]
+
+
+@pytest.mark.parametrize(
+    ("opens_ms", "closes_ms", "word"),
+    [(1, None, "not_open"), (0, None, "held"), (None, 1, "held"), (None, 0, "closed"), (None, -1, "closed"), (None, None, "held")],
+)
+async def test_the_window_opens_and_closes_to_the_millisecond(
+    shelf: Shelf, runtime: TestRuntime, opens_ms: int | None, closes_ms: int | None, word: str
+) -> None:
+    now = runtime.now()
+    opens_at = None if opens_ms is None else now + timedelta(milliseconds=opens_ms)
+    closes_at = None if closes_ms is None else now + timedelta(milliseconds=closes_ms)
+    assert (await shelf.reserve(await shelf.offer(opens_at=opens_at, closes_at=closes_at))).outcome == word
+
+
+async def test_the_limit_is_a_viewers_and_comes_back(shelf: Shelf, engines: Engines) -> None:
+    offer = await shelf.offer(total=10, limit=2)
+    held = await shelf.reserve(offer, quantity=2)
+    assert (await shelf.reserve(offer, key="k2")).outcome == "limit"
+    assert (await shelf.reserve(offer, viewer="mei", quantity=3)).outcome == "limit"
+    assert (await shelf.reserve(offer, viewer="mei", quantity=2)).outcome == "held"
+    assert (await inventory.release(engines, viewer_id="lin", hold_id=held.hold or "")).outcome == "released"
+    assert (await shelf.reserve(offer, key="k2", quantity=2)).outcome == "held"
+
+
+async def test_reserve_releases_what_is_due_without_the_loop(shelf: Shelf, runtime: TestRuntime) -> None:
+    offer = await shelf.offer(total=1)
+    await shelf.reserve(offer)
+    runtime.advance(300_000)
+    assert (await shelf.reserve(offer, viewer="mei")).outcome == "held"
+
+
+async def test_release_is_for_the_owner_and_only_for_holds(shelf: Shelf, engines: Engines) -> None:
+    offer = await shelf.offer()
+    hold = (await shelf.reserve(offer)).hold or ""
+    assert (await inventory.release(engines, viewer_id="mei", hold_id=hold)).outcome == "unknown"
+    assert (await inventory.release(engines, viewer_id="lin", hold_id="room1-none")).outcome == "unknown"
+    await shelf.place(hold)
+    assert (await inventory.release(engines, viewer_id="lin", hold_id=hold)).outcome == "ordered"
+    with pytest.raises(AppError):
+        await inventory.release(engines, viewer_id="lin", hold_id="nonsense")
+
+
+async def test_a_top_up_reaches_the_shelf_and_is_told(shelf: Shelf, engines: Engines) -> None:
+    offer = await shelf.offer(total=1)
+    await shelf.reserve(offer)
+    await shelf.intake()
+    await shelf.add_stock(offer, 4)
+    await shelf.intake()
+    assert await inventory.stock_reading(engines, "room1") == {offer: 4}
+    publications, _ = await engines.streams.history("room:room1")
+    assert [event_type(decode_event(row.data)) for row in publications] == [
+        "session.went_live",
+        "offer.listed",
+        "offer.sold_out",
+        "offer.updated",
+        "offer.restocked",
+    ]
+
+
+async def test_a_cut_of_the_total_takes_from_the_shelf_and_owes_the_rest(shelf: Shelf, engines: Engines) -> None:
+    offer = await shelf.offer(total=10)
+    held = await shelf.reserve(offer, quantity=6)
+
+    async def sync(total: int, version: int) -> tuple[int, int, int]:
+        member = {"act": "offer", "id": offer, "session": "room1-show1", "version": version, "total": total, "price": 1, "currency": "CNY"}
+        terms = {"limit": 0, "state": "listed", "policy": "no_reason_7_days", "name": "Spring tea", "opens": 0, "closes": 0}
+        await store.sync_room(engines, "room1", [member | terms])
+        stock = (await inventory.read_stock(engines, "room1"))[offer]
+        return stock.total, stock.available, stock.short
+
+    assert await sync(7, 2) == (7, 1, 0)
+    assert await sync(4, 3) == (4, 0, 2)
+    assert await sync(99, 3) == (4, 0, 2)  # a version that is not newer says nothing new
+    assert await sync(5, 4) == (5, 0, 1)
+    await inventory.release(engines, viewer_id="lin", hold_id=held.hold or "")
+    stock = (await inventory.read_stock(engines, "room1"))[offer]
+    assert (stock.available, stock.held, stock.short) == (5, 0, 0)
+
+
+async def test_after_the_end_no_new_holds_but_running_ones_may_be_ordered(shelf: Shelf, engines: Engines, runtime: TestRuntime) -> None:
+    offer = await shelf.offer()
+    hold = (await shelf.reserve(offer)).hold or ""
+    await shelf.end()
+    await shelf.go_live()  # a late repetition of an old event
+    assert (await shelf.reserve(offer, viewer="mei")).outcome == "closed"
+    assert (await shelf.place(hold)).outcome == "placed"
+    assert await inventory.stock_reading(engines, "room1") == {}
+    runtime.advance(engines.settings.hot_keys_ttl_s * 1000 + 1)
+    for _ in range(3):
+        await inventory.expire_sales(engines)
+        runtime.advance(engines.settings.hot_keys_ttl_s * 1000 + 1)
+    assert await inventory.read_stock(engines, "room1") == {}  # forgotten, holds and all
+    books = await store.read_books(engines, "room1")
+    assert (books.holds, books.counts, books.deadlines) == ({}, {}, {})
+
+
+async def test_frozen_rooms_keep_their_promises(shelf: Shelf, engines: Engines) -> None:
+    offer = await shelf.offer()
+    hold, other = (await shelf.reserve(offer)).hold or "", (await shelf.reserve(offer, key="k2")).hold or ""
+    await inventory.freeze_sales(engines, "room1", frozen=True)
+    assert (await shelf.reserve(offer, key="k3")).outcome == "frozen"
+    assert (await shelf.place(hold)).outcome == "frozen"
+    assert (await inventory.release(engines, viewer_id="lin", hold_id=other)).outcome == "released"
+    await inventory.freeze_sales(engines, "room1", frozen=False)
+    assert (await shelf.place(hold)).outcome == "placed"
+
+
+async def test_a_full_outbox_refuses_new_sales(shelf: Shelf, engines: Engines) -> None:
+    offer = await shelf.offer()
+    engines.settings.outbox_entries_max = 1
+    assert (await shelf.reserve(offer)).outcome == "held"
+    assert (await shelf.reserve(offer, key="k2")).outcome == "frozen"
+    await shelf.intake()
+    assert (await shelf.reserve(offer, key="k2")).outcome == "held"
+
+
+async def test_hundreds_at_once_never_oversell(shelf: Shelf, engines: Engines) -> None:
+    offer = await shelf.offer(total=100, limit=2)
+    answers = await asyncio.gather(*[shelf.reserve(offer, viewer=f"v{number % 150}", key=f"k{number}") for number in range(600)])
+    words = Counter(str(answer.outcome) for answer in answers)
+    assert words["held"] == 100
+    assert words["held"] + words["exhausted"] + words["limit"] == 600
+    assert await audit_stock(engines, ["room1"]) == []
+
+
+async def test_one_bad_member_does_not_fail_its_batch(shelf: Shelf) -> None:
+    """An unknown offer once answered `available: false`, which no decoder took, and everybody in the batch got an error."""
+    offer = await shelf.offer()
+    bad, good = await asyncio.gather(shelf.reserve("room1-none"), shelf.reserve(offer), return_exceptions=True)
+    assert isinstance(bad, AppError)
+    assert bad.code.word == "not_found"
+    assert not isinstance(good, BaseException)
+    assert good.outcome == "held"

@@ -68,9 +68,8 @@ def _sums(offers: dict[str, Any], holds: dict[str, Any]) -> list[str]:
             problems.append(f"offer {offer_id} does not add up: {offer}")
         if offer["short"] and offer["available"]:
             problems.append(f"offer {offer_id} sells what it owes: {offer}")
-        for state in sorted(HOLDING):
-            if offer[state] != units[offer_id, state]:
-                problems.append(f"offer {offer_id} counts {offer[state]} {state}, its holds {units[offer_id, state]}")
+        wrong = [state for state in sorted(HOLDING) if offer[state] != units[offer_id, state]]
+        problems += [f"offer {offer_id} counts {offer[state]} {state}, its holds {units[offer_id, state]}" for state in wrong]
     return problems
 
 
@@ -89,7 +88,7 @@ async def _against_sql(engines: Engines, room_id: str, offers: dict[str, Any], h
     sold_query = text("select id, sold from offers where room_id = :room")
     async with engines.sql.read() as session:
         rows = (await session.execute(query, {"room": room_id})).all()
-        sold = {offer_id: count for offer_id, count in (await session.execute(sold_query, {"room": room_id})).all()}
+        sold = {row.id: row.sold for row in await session.execute(sold_query, {"room": room_id})}
     problems: list[str] = []
     orders = {row.id: row for row in rows}
     if len(orders) != len(rows):
@@ -104,13 +103,8 @@ async def _against_sql(engines: Engines, room_id: str, offers: dict[str, Any], h
             problems += [f"order {row.id} has no hold"] if row.offer_id in offers else []
         elif (hold["state"], hold["quantity"], hold.get("returned", 0)) != (expected, row.quantity, row.returned):
             problems.append(f"order {row.id} is {row.state} x {row.quantity} in SQL, its hold {hold}")
-    problems += [
-        f"hold {name} is {hold['state']} without an order" for name, hold in holds.items() if _lacks_order(hold) and name not in orders
-    ]
-    return problems + [
-        f"offer {name} sold {count} in SQL, its orders {units[name]}" for name, count in sold.items() if count != units[name]
-    ]
-
-
-def _lacks_order(hold: dict[str, Any]) -> bool:
-    return hold["state"] in {"ordered", "sold"}
+    for name, hold in holds.items():
+        if hold["state"] in {"ordered", "sold"} and name not in orders:
+            problems.append(f"hold {name} is {hold['state']} without an order")
+    differs = {name: count for name, count in sold.items() if count != units[name]}
+    return problems + [f"offer {name} sold {count} in SQL, its orders {units[name]}" for name, count in differs.items()]
