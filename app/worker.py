@@ -18,7 +18,9 @@ import structlog
 from app.core.metrics import LOOP_FAILURES, LOOP_RUNS
 from app.core.settings import Settings
 from app.domains.chat.service import archive_chat, prune_keys
+from app.domains.envelopes.service import end_due_envelopes
 from app.domains.integrations.service import deliver_webhooks, expire_webhook_deliveries
+from app.domains.lottery.service import close_due_draws
 from app.domains.rooms.service import pulse_rooms
 from app.rest.idempotency import expire_idempotency_records
 from app.storage.announcements import announce_room
@@ -122,6 +124,8 @@ async def take_in(engines: Engines, leases: RoomLeases) -> None:
 LOOPS: tuple[Loop, ...] = (
     Loop("announce", announce, 1000),
     Loop("pulse", pulse_rooms, 1000),
+    Loop("close_due_draws", close_due_draws, 250),
+    Loop("end_due_envelopes", end_due_envelopes, 500),
     Loop("archive_chat", archive_chat, 500),
     Loop("prune_chat_keys", prune_keys, 600_000),
     Loop("deliver_webhooks", deliver_webhooks, 1000),
