@@ -46,6 +46,7 @@ from app.protocol.messages import (
     SubscribeRequest,
     SubscribeResult,
     Unsubscribed,
+    UnsubscribeRequest,
     UnsubscribeResult,
     reply_with,
 )
@@ -80,7 +81,7 @@ class Limits:
 
 
 class Incoming(NamedTuple):
-    """A command to carry out. Answer it under this id."""
+    """A command to carry out. Answer it under this id; an unsubscribe is answered already."""
 
     id: int
     request: Request
@@ -199,6 +200,9 @@ class Session:
                 self._send_error(command_id, codes.NOT_AVAILABLE, "who is present is not told; presence_stats has the count", now_ms)
             case SubRefreshRequest():
                 self._send_error(command_id, codes.NOT_AVAILABLE, "channels have no tokens of their own", now_ms)
+            case UnsubscribeRequest():
+                self._unsubscribe(command_id, request.channel, now_ms)
+                incoming.append(Incoming(command_id, request))
             case SubscribeRequest():
                 self._take_subscribe(command_id, request, incoming, now_ms)
             case RpcRequest() if self._calls >= self._limits.calls_in_flight_max:
@@ -215,6 +219,16 @@ class Session:
         self.channels[request.channel] = False
         self._await(command_id, now_ms, channel=request.channel)
         incoming.append(Incoming(command_id, request))
+
+    def _unsubscribe(self, command_id: int, channel: str, now_ms: float) -> None:
+        """Answered at once; a channel that the client does not have is no error. Its own channel stays."""
+        parsed = parse_channel(channel)
+        if parsed is not None and parsed[0] is not Kind.USER:
+            under_way = [one for one, awaited in self._awaited.items() if awaited.channel == channel]
+            for subscribe_id in under_way:
+                self.refuse(subscribe_id, codes.INTERNAL, "unsubscribed before it was subscribed", now_ms)
+            self.channels.pop(channel, None)
+        self._out.append(self._codec.encode(reply_with(command_id, UnsubscribeResult())))
 
     def _refusal_of_channel(self, channel: str) -> tuple[ErrorCode, str] | None:
         parsed = parse_channel(channel)
@@ -305,13 +319,6 @@ class Session:
             self.close(codes.TOO_MANY_ERRORS)
 
     # --- unasked --------------------------------------------------------------------------------------------------------------------
-
-    def unsubscribe(self, command_id: int, channel: str) -> None:
-        """Answers an unsubscribe; a channel that the client does not have is no error. Its own channel stays."""
-        parsed = parse_channel(channel)
-        if parsed is not None and parsed[0] is not Kind.USER:
-            self.channels.pop(channel, None)
-        self.reply(command_id, UnsubscribeResult())
 
     def push_unsubscribe(self, channel: str, code: int, reason: str) -> None:
         """Takes a channel away. From code 2500 on the SDK subscribes again by itself."""

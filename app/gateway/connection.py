@@ -1,0 +1,104 @@
+"""One client: its session, its transport, and what it takes part in. Knows nothing of ASGI, so that another transport can carry it.
+
+All that goes out passes `flush` or `write`, in the order of the calls and without a pause in between; that is what keeps a subscribe
+reply before the channel's first publication.
+"""
+
+from typing import TYPE_CHECKING, Protocol
+
+from app.core.caller import NOBODY, Caller
+from app.core.metrics import CLOSES
+from app.core.settings import Settings
+from app.protocol import codes
+from app.protocol.codec import Codec
+from app.protocol.codes import CloseCode
+from app.protocol.session import Limits, Session, State
+
+if TYPE_CHECKING:
+    from app.gateway.room import Member
+
+
+class Transport(Protocol):
+    """Takes whole frames, keeps them in order, and counts what the client has not taken off it yet."""
+
+    @property
+    def buffered_bytes(self) -> int: ...
+
+    def stalled_s(self) -> float:
+        """How long the client has taken nothing although something waits; 0 when nothing waits."""
+        ...
+
+    def write(self, frame: bytes) -> None: ...
+
+    def close(self, code: int, reason: str) -> None:
+        """Closes once what was written is out, or soon without it. More calls have no effect."""
+        ...
+
+
+class Connection:
+    __slots__ = ("caller", "codec", "id", "members", "session", "settings", "transport")
+
+    def __init__(self, *, connection_id: str, session: Session, codec: Codec, transport: Transport, settings: Settings) -> None:
+        self.id = connection_id
+        self.session = session
+        self.codec = codec
+        self.transport = transport
+        self.settings = settings
+        self.caller: Caller = NOBODY
+        self.members: dict[str, Member] = {}  # by room: what this connection has of it
+
+    @property
+    def is_open(self) -> bool:
+        return self.session.state is not State.CLOSED
+
+    @property
+    def is_slow(self) -> bool:
+        """Too much waits for this client: chat and readings are skipped for it."""
+        return self.transport.buffered_bytes > self.settings.send_buffer_shed_bytes
+
+    def flush(self) -> None:
+        """Hands over what the session has to say, and closes when the session is over."""
+        messages = self.session.data_to_send()
+        if messages:
+            self.transport.write(self.codec.join(messages))
+        code = self.session.close_code
+        if code is not None:
+            self.session.close_code = None
+            CLOSES.labels(str(code.number)).inc()
+            self.transport.close(code.number, code.reason)
+
+    def write(self, frame: bytes) -> None:
+        """Publications, framed for all. A client that cannot take them is closed and recovers; stage events are never skipped."""
+        if not self.is_open:
+            return
+        if self.transport.buffered_bytes + len(frame) > self.settings.send_buffer_bytes_max:
+            self.close(codes.SLOW)
+        else:
+            self.transport.write(frame)
+
+    def close(self, code: CloseCode) -> None:
+        self.session.close(code)
+        self.flush()
+
+    def drain(self, now_ms: float) -> None:
+        self.session.drain(now_ms)
+        self.flush()
+
+    def tick(self, now_ms: float) -> None:
+        if self.transport.stalled_s() > self.settings.send_stalled_s_max:
+            self.session.close(codes.SLOW)
+        self.session.tick(now_ms)
+        self.flush()
+
+
+def limits_of(settings: Settings) -> Limits:
+    return Limits(
+        ping_interval_ms=settings.ping_interval_s * 1000,
+        pong_timeout_ms=settings.pong_timeout_s * 1000,
+        connect_timeout_ms=settings.connect_timeout_s * 1000,
+        message_bytes_max=settings.message_bytes_max,
+        channel_bytes_max=settings.channel_bytes_max,
+        channels_max=settings.channels_per_client_max,
+        commands_per_s_max=settings.commands_per_s_max,
+        errors_max=settings.errors_per_connection_max,
+    )

@@ -1,0 +1,121 @@
+"""Finds and closes gaps between a node and the streams, before viewers notice.
+
+A gap shows in three ways: an offset that is not the next, a bus connection that was lost, or a stream whose top has moved on without us
+(looked at every `position_check_s`). Each is answered the same way: read the history since our position; if it is whole, send it on; if
+not, subscribers are told to start afresh. Nothing is ever sent with a hole in it.
+"""
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from redis.exceptions import RedisError
+
+from app.gateway.room import Feed
+from app.protocol import codes
+from app.protocol.channels import Kind
+from app.protocol.codes import CloseCode
+from app.storage.streams import Position
+
+if TYPE_CHECKING:
+    from app.gateway.hub import Hub
+
+ATTEMPTS_MAX = 60
+PAUSE_S_MAX = 2.0
+AT_ONCE = 16  # histories read at the same time after the bus came back
+SETTLE_S = 1.0  # what is in the stream's top may still be on its way to us
+
+log = structlog.get_logger()
+
+
+class Healing:
+    def __init__(self, hub: "Hub") -> None:
+        self._hub = hub
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def heal(self, feed: Feed) -> None:
+        feed.channel.is_healing = True
+        self._spawn(self._heal(feed))
+
+    def heal_all(self) -> None:
+        """After the bus was away: anything may be missing."""
+        feeds = [feed for feed in self._feeds() if feed.channel.top is not None and not feed.channel.is_healing]
+        for feed in feeds:
+            feed.channel.is_healing = True
+        self._spawn(self._heal_in_turn(feeds))
+
+    async def stop(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _feeds(self) -> Iterator[Feed]:
+        for room in list(self._hub.rooms.values()):
+            yield from room.feeds.values()
+        yield from list(self._hub.users.values())
+
+    async def _heal_in_turn(self, feeds: list[Feed]) -> None:
+        for start in range(0, len(feeds), AT_ONCE):
+            await asyncio.gather(*[self._heal(feed) for feed in feeds[start : start + AT_ONCE]])
+
+    async def _heal(self, feed: Feed, code: CloseCode | None = None) -> None:
+        """With a close code, connections are closed with it when the gap cannot be closed."""
+        channel = feed.channel
+        for attempt in range(ATTEMPTS_MAX):
+            if channel.top is None or not channel.is_healing:
+                return  # given up meanwhile
+            try:
+                history, position = await self._hub.engines.streams.history(channel.name, since_offset=channel.top)
+            except (RedisError, OSError):
+                await asyncio.sleep(min(PAUSE_S_MAX, 0.1 * 2**attempt))
+                continue
+            missed = channel.heal(history, position)
+            if missed is None:
+                break
+            feed.reads.forget()
+            for publication in missed if self._is_live(feed) else ():
+                self._hub.deliver(feed, publication)
+            return
+        log.warning("gap not healed", channel=channel.name)
+        if self._is_live(feed):
+            self._hub.give_up(feed, code)
+
+    def _is_live(self, feed: Feed) -> bool:
+        return self._hub.feed_of(feed.channel.name) is feed
+
+    async def check_positions(self) -> None:
+        """Walks all stage channels in `position_check_s`, evenly, for ever."""
+        interval_s = self._hub.settings.position_check_s
+        while True:
+            feeds = [feed for feed in self._feeds() if feed.channel.kind is not Kind.CHAT]
+            for feed in feeds:
+                await asyncio.sleep(interval_s / len(feeds))
+                await self.check_position(feed)
+            if not feeds:
+                await asyncio.sleep(interval_s)
+
+    async def check_position(self, feed: Feed) -> None:
+        """A gap that nobody noticed: healed, or the viewers are closed 3010 and recover by connecting again."""
+        if not await self._is_behind(feed):
+            return
+        await asyncio.sleep(SETTLE_S)
+        if await self._is_behind(feed):
+            log.warning("behind the stream", channel=feed.channel.name, at=feed.channel.top)
+            feed.channel.is_healing = True
+            await self._heal(feed, codes.INSUFFICIENT_STATE)
+
+    async def _is_behind(self, feed: Feed) -> bool:
+        channel = feed.channel
+        if channel.top is None or channel.is_healing or not self._is_live(feed):
+            return False
+        try:
+            position = await self._hub.engines.streams.position(channel.name)
+        except (RedisError, OSError):
+            return False
+        return Position(channel.epoch, channel.top) != position and (position.epoch != channel.epoch or position.offset > channel.top)
