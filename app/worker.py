@@ -17,6 +17,7 @@ import structlog
 
 from app.core.metrics import LOOP_FAILURES, LOOP_RUNS
 from app.core.settings import Settings
+from app.domains.analytics.service import push_figures, refresh_reports, sample_figures
 from app.domains.chat.service import archive_chat, prune_keys
 from app.domains.envelopes.service import end_due_envelopes
 from app.domains.integrations.service import deliver_webhooks, expire_webhook_deliveries
@@ -127,6 +128,9 @@ LOOPS: tuple[Loop, ...] = (
     Loop("close_due_draws", close_due_draws, 250),
     Loop("end_due_envelopes", end_due_envelopes, 500),
     Loop("archive_chat", archive_chat, 500),
+    Loop("push_figures", push_figures, 2000),
+    Loop("sample_figures", sample_figures, 10_000),
+    Loop("refresh_reports", refresh_reports, 3000),
     Loop("prune_chat_keys", prune_keys, 600_000),
     Loop("deliver_webhooks", deliver_webhooks, 1000),
     Loop("expire_webhook_deliveries", expire_webhook_deliveries, 600_000),
