@@ -22,6 +22,7 @@ PAUSE_S = 20
 TOKEN_TTL_S = 6 * 3600
 HOST_LOGIN = "host"
 SISTER_LOGIN = "sister"
+ROOM = {"title": TITLE, "host_name": "梅子 Meizi", "description": "Six villages, one table. 六个村子，一张桌子。", "language": "zh"}
 WALLET_MINOR = 100_000  # what the village committee gives for draws and envelopes, topped up before each show
 
 
@@ -51,11 +52,10 @@ def viewer_maker(base_url: str, signer: Signer) -> Callable[[str, str, random.Ra
 async def settle_in(operator: Team, password: str) -> str:
     """The room, the products and the team: found, or made the first time. Returns the room's id."""
     rooms = (await operator.get("/rooms?limit=100"))["items"]
-    room = next((room for room in rooms if room["title"] == TITLE), None) or await operator.post("/rooms", {"title": TITLE})
+    room = next((room for room in rooms if room["title"] == TITLE), None) or await operator.post("/rooms", ROOM)
     room_id = room["id"]
     for login, name, role in ((HOST_LOGIN, "梅子 Meizi", "host"), (SISTER_LOGIN, "小妹 Xiaomei", "moderator")):
-        grants = [{"role": role, "room": room_id}]
-        body = {"login": login, "name": name, "password": password, "grants": grants}
+        body = {"login": login, "name": name, "password": password, "roles": [f"{role}@{room_id}"]}
         await _unless_there(operator.post("/staff", body))
     await operator.put(f"/rooms/{room_id}/chat/words", {"words": list(voices.RUDE_WORDS)})
     return room_id
@@ -94,13 +94,12 @@ async def prepare_session(operator: Team, room_id: str) -> Place:
     place = Place(room=room_id, session=session["id"])
     for good in GOODS:
         offer = {
-            "product_id": products[good.word],
+            "product": products[good.word],
             "name": good.name,
             "price_minor": good.price_minor,
             "list_price_minor": good.list_price_minor,
             "total": good.stock,
             "limit_per_viewer": good.limit,
-            "return_policy": good.return_policy,
             "price_min_minor": good.price_min_minor,
         }
         place.offers[good.word] = (await operator.post(f"/sessions/{place.session}/offers", offer))["id"]

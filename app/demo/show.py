@@ -251,7 +251,7 @@ async def _order_and_pay(viewer: Viewer, hold_id: str) -> None:
 
 
 async def envelope(show: Show) -> None:
-    body = {"title": "村里请客 · The village treats you", "mode": "lucky", "total_minor": 10000, "count": 40, "duration_s": 120}
+    body = {"title": "村里请客 · The village treats you", "mode": "lucky", "total_minor": 10000, "count": 40, "ttl_s": 300}
     opened = await show.host.post(f"/sessions/{show.place.session}/envelopes", body)
     show.tell("red envelope: 100 yuan in 40 shares")
     grabs = await show.together(

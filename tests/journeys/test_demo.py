@@ -56,7 +56,7 @@ def process_of(product: Product, role: str) -> psutil.Process:
 async def test_killing_one_process_loses_nothing_that_was_acknowledged(
     role: str, product: Product, operator: Team, new_viewer: Callable[[str], Viewer], product_engines: Engines
 ) -> None:
-    room = (await operator.post("/rooms", {"title": f"Kill {role}"}))["id"]
+    room = (await operator.post("/rooms", {"title": f"Kill {role}", "host_name": "Mei"}))["id"]
     session = (await operator.post(f"/rooms/{room}/sessions", {"title": f"Kill {role}"}))["id"]
     offer = (await operator.post(f"/sessions/{session}/offers", {"name": "Eggs", "price_minor": 100, "total": 100}))["id"]
     await operator.post(f"/sessions/{session}/go-live")

@@ -50,7 +50,7 @@ async def test_a_show_from_schedule_to_report(
     product: Product, signer: Signer, operator: Team, new_viewer: Callable[[str], Viewer], product_engines: Engines
 ) -> None:
     # Before: a room, a host, a scheduled session with a shelf and a purse.
-    room = (await operator.post("/rooms", {"title": "Tea village"}))["id"]
+    room = (await operator.post("/rooms", {"title": "Tea village", "host_name": "Mei"}))["id"]
     host = Team(product.url, signer.token("mei", "Mei", roles=(f"host@{room}",)))
     session = (await host.post(f"/rooms/{room}/sessions", {"title": "First flush"}))["id"]
     offer = await host.post(
@@ -117,7 +117,7 @@ async def test_a_show_from_schedule_to_report(
     drawn = await saw(watching, "draw.drawn")
     assert len(drawn["winners"]) == 1
     envelope = await host.post(
-        f"/sessions/{session}/envelopes", {"title": "Thanks", "mode": "lucky", "total_minor": 1000, "count": 2, "duration_s": 600}
+        f"/sessions/{session}/envelopes", {"title": "Thanks", "mode": "lucky", "total_minor": 1000, "count": 2, "ttl_s": 600}
     )
     grabs = [await viewer.call("envelope.grab", {"envelope": envelope["id"], "key": "grab"}) for viewer in (buyer, late)]
     assert [grab["outcome"] for grab in grabs] == ["opened", "opened"]
@@ -161,7 +161,7 @@ async def test_two_web_processes_show_the_same_room(product: Product, signer: Si
 
 
 async def live_room(operator: Team) -> str:
-    room: str = (await operator.post("/rooms", {"title": "Two doors"}))["id"]
+    room: str = (await operator.post("/rooms", {"title": "Two doors", "host_name": "Mei"}))["id"]
     session = (await operator.post(f"/rooms/{room}/sessions", {"title": "Two doors"}))["id"]
     await operator.post(f"/sessions/{session}/offers", {"name": "Rice", "price_minor": 100, "total": 1})
     await operator.post(f"/sessions/{session}/go-live")
