@@ -5,7 +5,7 @@ before the snapshot; then, without a pause, the reply goes out, what arrived mea
 nothing falls between the snapshot and the first publication, and nothing comes twice.
 """
 
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 
@@ -36,13 +36,12 @@ RIGHT_OF = {Kind.ROOM: "room.watch", Kind.CHAT: "room.watch", Kind.STAFF: "staff
 _encoder = msgspec.json.Encoder()
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(NamedTuple):
     """From where a subscriber goes on. `missed` is what it recovers; None: it starts afresh, with `data`."""
 
     top: Position
     missed: list[Delivered] | None = None
-    data: msgspec.Raw = field(default=NO_DATA)
+    data: msgspec.Raw = NO_DATA
 
 
 async def subscribe(hub: Hub, connection: Connection, command_id: int, request: SubscribeRequest) -> None:
