@@ -13,6 +13,7 @@ Not here: conditions that need evidence over time, randomness from several parti
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
+import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.errors import AppError
@@ -53,6 +54,8 @@ from app.protocol.events import DrawCancelled, DrawClosed, DrawDrawn, DrawOpened
 from app.storage.intake import OutboxEntry, register_room, take_in_room
 from app.storage.redis import engine_now_ms
 from app.storage.work import Engines, Work
+
+log = structlog.get_logger()
 
 SWEEP_MAX = 50  # draws that one pass of the worker's loop looks at, of each kind
 STRANDED_AFTER_MS = 60_000
@@ -456,10 +459,13 @@ async def close_due_draws(engines: Engines) -> None:
         stranded = await store.list_stranded(session, stranded_before, SWEEP_MAX)
     for draw_id in due:
         await _close_engine(engines, draw_id)
-    for draw_id in unsettled:
-        await settle_draw(engines, draw_id)
     for draw_id in stranded:
         await _abandon(engines, draw_id, "opening was cut off")
+    for draw_id in unsettled:
+        try:
+            await settle_draw(engines, draw_id)
+        except AppError as failure:  # one prize that cannot be delivered must not hold up the other draws
+            log.error("draw not settled", draw=draw_id, error=failure.detail)
 
 
 # --- reading --------------------------------------------------------------------------------------------------------------------------

@@ -67,7 +67,9 @@ async def _audit_envelopes(session: AsyncSession) -> list[str]:
     )
     problems: list[str] = []
     for row in rows:
-        envelope_id, state, total, count, remaining, opened, refunded, escrow, split_sum, split_count, taken, taken_sum, paid, returned = row
+        envelope_id, state, total, count, remaining, opened, refunded, escrow, split_sum, split_count, taken, taken_sum, paid, returned = (
+            row
+        )
         expected = {
             "the split's sum is the total": split_sum == total,
             "the split has `count` shares": split_count == count,
