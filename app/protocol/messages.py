@@ -7,7 +7,7 @@ broadcast is serialised once whatever the codecs of its viewers. Unknown fields 
 
 from typing import Annotated
 
-from msgspec import Meta, Raw, Struct, field
+from msgspec import Meta, Raw, Struct
 
 NO_DATA = Raw(b"")  # an absent payload; the codecs leave it out
 
@@ -16,7 +16,7 @@ Offset = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class Message(Struct, omit_defaults=True):
-    """Fields at their default are not sent."""
+    """Fields at their default are not sent. Empty literals as defaults are made anew for each message; msgspec sees to it."""
 
 
 # --- what a client asks -------------------------------------------------------------------------------------------------------------
@@ -31,7 +31,7 @@ class SubscribeRequest(Message):
 
 class ConnectRequest(Message):
     token: str = ""
-    subs: dict[str, SubscribeRequest] = field(default_factory=dict[str, SubscribeRequest])  # where server-side channels resume
+    subs: dict[str, SubscribeRequest] = {}  # where server-side channels resume
     name: str = ""
     version: str = ""
 
@@ -142,7 +142,7 @@ class Publication(Message):
 class SubscribeResult(Message):
     recoverable: bool = False
     epoch: str = ""
-    publications: list[Publication] = field(default_factory=list[Publication])
+    publications: list[Publication] = []
     recovered: bool = False
     offset: int = 0
     positioned: bool = False
@@ -157,7 +157,7 @@ class ConnectResult(Message):
     pong: bool
     expires: bool = False
     ttl: int = 0
-    subs: dict[str, SubscribeResult] = field(default_factory=dict[str, SubscribeResult])
+    subs: dict[str, SubscribeResult] = {}
     node: str = ""
 
 
