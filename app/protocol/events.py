@@ -141,6 +141,8 @@ class RoomUpdated(Event, frozen=True, tag="room.updated"):
 
 
 class SessionScheduled(Event, frozen=True, tag="session.scheduled"):
+    """A show is announced; again, when its title or start has changed."""
+
     room: str
     session: str
     title: str
@@ -148,6 +150,8 @@ class SessionScheduled(Event, frozen=True, tag="session.scheduled"):
 
 
 class SessionWentLive(Event, frozen=True, tag="session.went_live"):
+    """A show begins: no longer upcoming; shelf and pin are empty, and an `offer.listed` follows for each offer."""
+
     room: str
     session: str
     title: str
@@ -165,6 +169,8 @@ class SessionResumed(Event, frozen=True, tag="session.resumed"):
 
 
 class SessionEnded(Event, frozen=True, tag="session.ended"):
+    """The show is over, or was called off before it began. If it was on air, shelf and pin are empty now."""
+
     room: str
     session: str
 
