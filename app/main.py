@@ -5,19 +5,20 @@ Nothing here is decided by being imported; tests pass engines of their own, whic
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from importlib import import_module
-from importlib.util import find_spec
-from typing import Any
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
 from app.composition import build_registry
+from app.console.pages import router as console_router
 from app.core.caller import Caller
 from app.core.registry import Registry
 from app.core.runtime import Runtime
 from app.core.settings import Settings
-from app.domains.accounts.service import resolve
+from app.domains.accounts.service import resolve, split_words
+from app.gateway.endpoint import router as gateway_router
+from app.gateway.hub import Hub
 from app.rest import document, probes
 from app.rest.idempotency import Idempotency
 from app.rest.middleware import Edge, WhoCalls, WholeBody
@@ -27,17 +28,20 @@ from app.storage.work import Engines
 
 TAGS = {
     "accounts": "Sign-in, guests, the team and its roles, API keys.",
-    "catalogue": "Products with their origin.",
-    "rooms": "Rooms, sessions and their life cycle, run-of-show, the shelf of offers, pin, snapshot, likes.",
+    "products": "Products with their origin.",
+    "rooms": "Rooms: snapshot, likes, pin, audit.",
+    "sessions": "Sessions: life cycle, checklist, run-of-show.",
+    "offers": "The shelf: prices, stock, windows.",
     "inventory": "Stock: hold, release, count.",
     "wallet": "Balances, deposits and transfers of the ledger.",
     "orders": "Orders from hold to delivery: place, pay, cancel, ship, refund.",
     "chat": "Messages, moderation, the archive.",
-    "lottery": "Draws that anyone can recompute.",
+    "draws": "Draws that anyone can recompute.",
     "envelopes": "Red envelopes: fund, grab, settle.",
     "analytics": "Live figures and the post-show report.",
     "integrations": "Signed webhooks to the company's backend.",
 }
+TAG_OF = {"catalogue": "products", "lottery": "draws"}  # where the public word is not the package's
 
 
 def create_app(settings: Settings | None = None, *, engines: Engines | None = None) -> FastAPI:
@@ -55,7 +59,7 @@ def create_app(settings: Settings | None = None, *, engines: Engines | None = No
         lifespan=_lifespan(engines, close_engines=own),
     )
     app.state.engines = engines
-    app.state.hub = _attribute("app.gateway.hub", "Hub")(engines) if find_spec("app.gateway.hub") else None
+    app.state.hub = Hub(engines)
     app.state.draining = False
     install_problem_handlers(app)
     _include_routers(app, registry)
@@ -66,15 +70,13 @@ def create_app(settings: Settings | None = None, *, engines: Engines | None = No
 def _lifespan(engines: Engines, *, close_engines: bool) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        if app.state.hub:
-            await app.state.hub.start()
+        await app.state.hub.start()
         try:
             yield
         finally:
             app.state.draining = True
-            if app.state.hub:
-                await app.state.hub.drain()
-                await app.state.hub.stop()
+            await app.state.hub.drain()
+            await app.state.hub.stop()
             if close_engines:
                 await engines.close()
 
@@ -82,15 +84,13 @@ def _lifespan(engines: Engines, *, close_engines: bool) -> Callable[[FastAPI], A
 
 
 def _include_routers(app: FastAPI, registry: Registry) -> None:
-    for module in ("app.gateway.endpoint", "app.console.pages"):
-        if find_spec(module):
-            app.include_router(_attribute(module, "router"))
-    app.include_router(probes.router)
+    for router in (gateway_router, console_router, probes.router):
+        app.include_router(router)
     app.include_router(document.router)
     for domain in registry.domains.values():
         for router in domain.routers:
             app.include_router(router)
-        app.include_router(twin_router(domain.commands, tag=domain.name))
+        app.include_router(twin_router(domain.commands, tag=TAG_OF.get(domain.name, domain.name)))
     document.install_document(app, commands=registry.commands.values(), tags=TAGS)
 
 
@@ -100,11 +100,17 @@ def _add_middleware(app: FastAPI, engines: Engines) -> None:
     async def resolve_token(token: str) -> Caller:
         return await resolve(engines, token)
 
+    origins = split_words(engines.settings.allowed_origins)
     app.add_middleware(Idempotency, engines=engines)
     app.add_middleware(WhoCalls, resolve=resolve_token)
     app.add_middleware(WholeBody, bytes_max=engines.settings.body_bytes_max)
+    if origins:  # pages of the company on other hosts; no cookies, so no credentials
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key"],
+            expose_headers=["Idempotency-Replayed", "Retry-After", "X-Request-Id"],
+            max_age=600,
+        )
     app.add_middleware(Edge, new_id=engines.runtime.new_id)
-
-
-def _attribute(module: str, name: str) -> Any:
-    return getattr(import_module(module), name)

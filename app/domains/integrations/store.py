@@ -85,7 +85,7 @@ async def lease_due(
         .limit(limit)
         .with_for_update(of=WebhookDelivery, skip_locked=True)
     )
-    leased = [(delivery, endpoint) for delivery, endpoint in (await session.execute(query)).tuples()]
+    leased = [(delivery, endpoint) for delivery, endpoint in await session.execute(query)]
     for delivery, _ in leased:
         delivery.attempts += 1
         delivery.next_attempt_at = now + lease
