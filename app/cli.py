@@ -1,0 +1,259 @@
+"""`jishi`: what an operator types. Finds a running product by its data directory or by the engines' addresses in the environment.
+
+Every failure is one line on stderr that says what to do, with exit code 1, or 2 when the command line itself was wrong; never a traceback.
+What is for other programs (a token, JSON) goes to stdout alone.
+"""
+
+import asyncio
+import json
+import os
+import re
+import secrets
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+import uvloop
+from pydantic import ValidationError
+from redis.exceptions import RedisError
+from rich.console import Console
+from rich.table import Table as Grid
+from sqlalchemy.exc import SQLAlchemyError
+from typer.exceptions import Abort, TyperException
+
+from app.composition import build_registry
+from app.core.errors import AppError, SetupError
+from app.core.logs import configure_logs
+from app.core.money import format_minor
+from app.core.runtime import Runtime
+from app.core.settings import DEMO_SECRET, Settings
+from app.domains.accounts import service as accounts
+from app.domains.analytics import service as analytics
+from app.domains.catalogue.service import OfferDraft
+from app.domains.orders import service as orders
+from app.domains.rooms import service as rooms
+from app.storage.data_dir import find_product
+from app.storage.work import Engines, Work
+
+Result = TypeVar("Result")
+
+app = typer.Typer(
+    help="A self-hosted backend for live commerce.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+room_app = typer.Typer(help="Rooms.", no_args_is_help=True)
+app.add_typer(room_app, name="room")
+
+DataDir = Annotated[Path, typer.Option("--data-dir", envvar="JISHI_DATA_DIR", help="Where the product keeps its data and run.json.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")]
+DATA_DIR = Path(".jishi")
+
+
+@app.command()
+def up(
+    port: Annotated[int | None, typer.Option(help="Where to listen. [default: 8000]", min=0, max=65535, show_default=False)] = None,
+    data_dir: DataDir = DATA_DIR,
+    web: Annotated[int, typer.Option(help="Web processes; 0: one a processor, at most four.", min=0, max=64)] = 0,
+    no_demo: Annotated[bool, typer.Option("--no-demo", help="Start with an empty product.")] = False,
+) -> None:
+    """Start the whole product on this machine, with its engines, and keep it running."""
+    from app.supervisor import Supervisor  # noqa: PLC0415 - only here: the other commands start faster without it
+
+    settings = _read_settings(data_dir, **({} if port is None else {"port": port}))
+    count = web or max(1, min(4, os.cpu_count() or 1))
+    Supervisor(settings, data_dir.resolve(), count, with_demo=not no_demo, console=Console()).run()
+
+
+@app.command()
+def serve(
+    data_dir: DataDir = DATA_DIR,
+    fd: Annotated[int | None, typer.Option(hidden=True, help="A listening socket inherited from `jishi up`.")] = None,
+) -> None:
+    """Run one web process: websockets, REST, pages."""
+    from app.serve import serve as run  # noqa: PLC0415 - as above
+
+    settings = find_product(_read_settings(data_dir))
+    settings.check_engines()
+    settings.check_production()
+    run(settings, descriptor=fd)
+
+
+@app.command()
+def worker(data_dir: DataDir = DATA_DIR) -> None:
+    """Run one worker: intake to SQL, deadlines, projections, webhooks."""
+    from app.worker import run_worker  # noqa: PLC0415 - as above
+
+    settings = find_product(_read_settings(data_dir))
+    settings.check_engines()
+    configure_logs(settings, "worker")
+    uvloop.run(run_worker(settings))
+
+
+@app.command()
+def migrate(data_dir: DataDir = DATA_DIR) -> None:
+    """Bring the tables to this version. Several at once wait for each other."""
+    from app.supervisor import prepare_schema  # noqa: PLC0415 - as above
+
+    settings = find_product(_read_settings(data_dir))
+    if not settings.database_url:
+        raise SetupError(f"DATABASE_URL is not set, and no running product found in {data_dir}: set it, or run `jishi up`")
+    prepare_schema(settings.database_url)
+
+
+@app.command()
+def token(
+    viewer: Annotated[str, typer.Option(help="Who: the subject of the token, your own id of the viewer.")],
+    name: Annotated[str, typer.Option(help="The name that others see. [default: the viewer]", show_default=False)] = "",
+    role: Annotated[list[str] | None, typer.Option(help="A staff role, as `operator` or `host@ROOM`; may be repeated.")] = None,
+    ttl: Annotated[int | None, typer.Option(help="Seconds until it ends. [default: 12 hours]", min=1, show_default=False)] = None,
+    data_dir: DataDir = DATA_DIR,
+) -> None:
+    """Print a token for a viewer or a member of staff, and nothing else."""
+    settings = find_product(_read_settings(data_dir))
+    _check_secret(settings)
+    ttl_s = ttl or settings.token_ttl_s
+    made = accounts.make_token(settings, subject=viewer, name=name or viewer, roles=role or (), ttl_s=ttl_s, now_ms=Runtime().now_ms())
+    typer.echo(made)
+
+
+@room_app.command("open")
+def open_room(
+    title: Annotated[str, typer.Option(help="Title of the room and of its first session.")],
+    offer: Annotated[list[str], typer.Option(help="NAME:PRICE_MINOR:STOCK[:LIMIT], price in fen or cents; may be repeated.")],
+    as_json: AsJson = False,
+    data_dir: DataDir = DATA_DIR,
+) -> None:
+    """Create a host, a room, a session and its offers, and go live."""
+    drafts = [parse_offer(text) for text in offer]
+    settings = find_product(_read_settings(data_dir))
+    _check_secret(settings)
+
+    async def run(engines: Engines) -> dict[str, Any]:
+        async with engines.work() as work:
+            return await _open_room(work, title, drafts)
+
+    opened = _with_engines(settings, run)
+    if as_json:
+        typer.echo(json.dumps(opened, ensure_ascii=False))
+        return
+    typer.echo(f"room {opened['room']} is live: {settings.base_url}/r/{opened['room']}")
+    for line in opened["offers"]:
+        typer.echo(f"  {line['id']}  {line['name']}")
+    typer.echo(f"host token: {opened['host_token']}")
+
+
+@app.command()
+def report(session: Annotated[str, typer.Argument(help="Id of a session.")], as_json: AsJson = False, data_dir: DataDir = DATA_DIR) -> None:
+    """Print the figures of a session: the summary, or with --json the whole report."""
+    settings = find_product(_read_settings(data_dir))
+
+    async def run(engines: Engines) -> dict[str, Any]:
+        return await analytics.report(engines, session)
+
+    figures = _with_engines(settings, run)
+    if as_json:
+        typer.echo(json.dumps(figures, ensure_ascii=False, default=str))
+        return
+    grid = Grid(title=f"{figures['title']} ({figures['state']})", show_header=False)
+    for key, value in figures["summary"].items():
+        grid.add_row(key.removesuffix("_minor").replace("_", " "), _figure(key, value, figures["currency"]))
+    Console().print(grid)
+
+
+@app.command()
+def reconcile(data_dir: DataDir = DATA_DIR) -> None:
+    """Compare both engines, room by room, and say what differs. Exit code 1 when anything does."""
+    settings = find_product(_read_settings(data_dir))
+    differences = _with_engines(settings, orders.reconcile)
+    for line in differences:
+        typer.echo(line)
+    if differences:
+        raise typer.Exit(1)
+    typer.echo("both engines agree")
+
+
+_OFFER = re.compile(r"(?P<name>.+?):(?P<price>\d{1,13}):(?P<stock>\d{1,9})(?::(?P<limit>\d{1,9}))?")
+
+
+def parse_offer(text: str) -> OfferDraft:
+    """`"Rice 5 kg:4990:100:2"`. The name may hold colons: the numbers are read from the end."""
+    match = _OFFER.fullmatch(text)
+    if match is None:
+        raise typer.BadParameter(f'{text!r} is not NAME:PRICE_MINOR:STOCK[:LIMIT], for instance "Rice 5 kg:4990:100:2"')
+    limit = int(match["limit"] or 0)
+    return OfferDraft(name=match["name"].strip(), price_minor=int(match["price"]), total=int(match["stock"]), limit_per_viewer=limit)
+
+
+async def _open_room(work: Work, title: str, drafts: Sequence[OfferDraft]) -> dict[str, Any]:
+    room = await rooms.create_room(work, title=title, host_name=title)
+    login = f"host-{room.id}"
+    host = await accounts.create_staff(work, login=login, password=secrets.token_urlsafe(24), name=title, grants=[("host", room.id)])
+    session = await rooms.create_session(work, room.id, title=title, by=host.id)
+    offers = [await rooms.list_offer(work, session.id, draft, host.id) for draft in drafts]
+    await rooms.go_live(work, session.id, host.id)
+    settings = work.engines.settings
+    roles = [f"host@{room.id}"]
+    made = accounts.make_token(settings, subject=host.id, name=title, roles=roles, ttl_s=settings.token_ttl_s, now_ms=work.now_ms)
+    listed = [{"id": offer.id, "name": offer.name} for offer in offers]
+    return {"room": room.id, "session": session.id, "offers": listed, "host_token": made}
+
+
+def _figure(key: str, value: Any, currency: str) -> str:
+    return format_minor(value, currency) if key.endswith("_minor") and isinstance(value, int) else str(value)
+
+
+def _read_settings(data_dir: Path, **given: Any) -> Settings:
+    try:
+        return Settings(data_dir=data_dir, **given)
+    except ValidationError as failure:
+        problem = failure.errors()[0]
+        name = str(problem["loc"][0]) if problem["loc"] else ""
+        variable = name if name.isupper() else f"JISHI_{name.upper()}"
+        raise SetupError(f"the setting {variable} is wrong: {problem['msg']}") from failure
+
+
+def _check_secret(settings: Settings) -> None:
+    """A token that nobody will accept helps nobody."""
+    if settings.token_secret.get_secret_value() == DEMO_SECRET and settings.environment == "production":
+        raise SetupError(f"no token secret in {settings.data_dir}: run `jishi up` there first, or set JISHI_TOKEN_SECRET")
+
+
+def _with_engines(settings: Settings, run: Callable[[Engines], Awaitable[Result]]) -> Result:
+    settings.check_engines()
+    engines = Engines.connect(settings, Runtime(), build_registry())
+
+    async def connected() -> Result:
+        try:
+            return await run(engines)
+        finally:
+            await engines.close()
+
+    return asyncio.run(connected())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    try:
+        result = app(args=None if arguments is None else list(arguments), prog_name="jishi", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except TyperException as failure:
+        return _fail(f"{failure.format_message()} (see `jishi --help`)", failure.exit_code)
+    except (SetupError, AppError) as failure:
+        return _fail(str(failure))
+    except (RedisError, SQLAlchemyError, OSError) as failure:
+        return _fail(f"an engine is out of reach or refused: {_first_line(failure)}; check REDIS_URL and DATABASE_URL, or run `jishi up`")
+    except (KeyboardInterrupt, Abort):
+        return 130
+
+
+def _fail(reason: str, code: int = 1) -> int:
+    sys.stderr.write(f"jishi: {' '.join(reason.split())}\n")
+    return code
+
+
+def _first_line(failure: Exception) -> str:
+    return (str(failure).splitlines() or [type(failure).__name__])[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""Runs the web process: uvicorn with what the gateway needs, and a stop that lets viewers leave in an orderly way."""
+
+import asyncio
+import socket
+
+import uvicorn
+from fastapi import FastAPI
+
+from app.core.logs import configure_logs
+from app.core.settings import Settings
+from app.main import create_app
+
+FORCE_LOOK_S = 0.1
+
+
+class Server(uvicorn.Server):
+    """uvicorn closes every websocket the moment it is told to stop. This one first stops accepting and lets the gateway hand its viewers
+    over, in small groups with a reason that their SDKs understand; a second Ctrl-C cuts that short."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        self._app.state.draining = True
+        hub = self._app.state.hub
+        if hub is not None:
+            drain = asyncio.ensure_future(hub.drain())
+            while not drain.done() and not self.force_exit:
+                await asyncio.wait([drain], timeout=FORCE_LOOK_S)
+            drain.cancel()
+            await asyncio.gather(drain, return_exceptions=True)
+        await super().shutdown(sockets)
+
+
+def serve(settings: Settings, *, descriptor: int | None = None) -> None:
+    """Until SIGTERM or SIGINT. `descriptor`: a listening socket that the supervisor holds, instead of host and port."""
+    configure_logs(settings, "web")
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http="httptools",
+        ws="websockets-sansio",
+        ws_max_size=settings.message_bytes_max + 1024,  # the gateway itself refuses what is too large, with a code that says so
+        ws_ping_interval=None,  # the client protocol has pings of its own
+        ws_ping_timeout=None,
+        ws_per_message_deflate=False,  # 64 to 316 KiB a connection, and frames could not be shared
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=2048,
+        timeout_graceful_shutdown=max(1, int(settings.drain_s)),
+    )
+    sockets = None if descriptor is None else [socket.socket(fileno=descriptor)]
+    Server(config, app).run(sockets)
