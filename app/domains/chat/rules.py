@@ -73,8 +73,8 @@ def is_ideographic(word: str) -> bool:
 
 def clean_words(words: Iterable[str]) -> list[str]:
     """The list as it is kept: normalised, once each, sorted; what has no letter or digit is left out."""
-    normal = {normalise(word) for word in words}
-    return sorted(word for word in normal if tighten(word))
+    normal = (normalise(word) for word in words)
+    return sorted({tighten(word) if is_ideographic(word) else word for word in normal if tighten(word)})
 
 
 def digest_words(words: Sequence[str]) -> str:
@@ -96,8 +96,7 @@ class WordList:
     def of(cls, words: Sequence[str]) -> "WordList":
         anywhere = [word for word in words if is_ideographic(word)]
         whole = [word for word in words if not is_ideographic(word)]
-        tight = [tighten(word) for word in anywhere]
-        return cls(digest_words(words), whole, anywhere, AhoCorasick(whole), AhoCorasick(tight))
+        return cls(digest_words(words), whole, anywhere, AhoCorasick(whole), AhoCorasick(anywhere))
 
     def find(self, text: str) -> list[str]:
         """The listed words in the text, as listed, sorted, once each."""

@@ -396,7 +396,7 @@ async def archive_room(engines: Engines, room_id: str) -> int:
         if not entries:
             break
         async with engines.work() as work:
-            await _insert(work, room_id, entries)
+            await insert_entries(work, room_id, entries)
         await store.drop_archived(engines, room_id, entries)
         archived += len(entries)
         if len(entries) < engines.settings.chat_archive_batch_max:
@@ -404,7 +404,8 @@ async def archive_room(engines: Engines, room_id: str) -> int:
     return archived
 
 
-async def _insert(work: Work, room_id: str, entries: Sequence[ArchiveEntry]) -> None:
+async def insert_entries(work: Work, room_id: str, entries: Sequence[ArchiveEntry]) -> None:
+    """Writes what is not there yet, and asks for a review of what was held."""
     lines = [_with_time(msgspec.json.decode(entry.line, type=ChatLine), entry.at_ms) for entry in entries]
     new = await store.insert_messages(work.session, [_row_of(room_id, entry, line) for entry, line in zip(entries, lines, strict=True)])
     for entry, line in zip(entries, lines, strict=True):

@@ -67,7 +67,7 @@ def test_an_empty_list_finds_nothing() -> None:
 
 
 def test_a_list_is_kept_normalised_once_and_in_order() -> None:
-    assert rules.clean_words(["Ｂad", "bad", " BAD ", "!!", "", "茶"]) == ["bad", "茶"]
+    assert rules.clean_words(["Ｂad", "bad", " BAD ", "!!", "", "黑 茶", "黑茶", "bad tea"]) == ["bad", "bad tea", "黑茶"]
 
 
 def test_the_digest_names_the_content() -> None:

@@ -1,5 +1,6 @@
 """Chat through its commands: sending, word list, review, sanctions, deletion, archive, what it contributes to a room."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -391,20 +392,37 @@ async def test_every_admitted_message_is_archived_once(room: Room) -> None:
 
 
 async def test_killed_between_insert_and_delete_the_next_pass_changes_nothing(room: Room) -> None:
-    """The entries are still there after the commit, as a kill leaves them; a second pass must neither double rows nor ask twice."""
+    """The commit was made, the entries are still there, as a kill leaves them: neither rows nor review requests may double."""
     await set_words(room, "fake")
     await room.say("ann", "hello")
     await held(room, "fake tea")
-    key = f"{{{room.id}}}:chat:archive"
-    entries: list[Any] = await room.engines.fanout.xrange(key)
-    assert await service.archive_room(room.engines, room.id) == 2
-    for _, fields in entries:
-        await room.engines.fanout.xadd(key, fields)
+    entries = await store.read_archive(room.engines, room.id)
+    async with room.engines.work() as work:
+        await service.insert_entries(work, room.id, entries)
     assert await service.archive_room(room.engines, room.id) == 2
     assert await room.rows() == [("fake tea", "held"), ("hello", "sent")]
     requested = [event for event in await room.events(staff_channel(room.id)) if isinstance(event, ReviewRequested)]
     assert len(requested) == 1
-    assert await room.engines.fanout.xlen(key) == 0
+    assert await store.read_archive(room.engines, room.id) == []
+
+
+async def test_a_pass_that_fails_before_its_commit_loses_nothing(room: Room) -> None:
+    await room.say("ann", "hello")
+    entries = await store.read_archive(room.engines, room.id)
+    with pytest.raises(RuntimeError, match="killed"):
+        async with room.engines.work() as work:
+            await service.insert_entries(work, room.id, entries)
+            raise RuntimeError("killed")
+    assert await room.rows() == []
+    assert await service.archive_room(room.engines, room.id) == 1
+    assert await room.rows() == [("hello", "sent")]
+
+
+async def test_two_workers_archive_each_message_once(room: Room) -> None:
+    for i in range(9):
+        await room.say("ann", f"line {i}")
+    await asyncio.gather(*[service.archive_room(room.engines, room.id) for _ in range(3)])
+    assert await room.rows() == [(f"line {i}", "sent") for i in range(9)]
 
 
 async def test_the_archive_goes_on_in_batches(room: Room) -> None:
