@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Annotated
 
 import msgspec
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
 from app.core.caller import Caller
@@ -54,9 +54,7 @@ class PrizeIn(BaseModel):
 class DrawIn(BaseModel):
     title: str = Field(min_length=1, max_length=80, examples=["Thank-you draw"])
     condition: Condition = Condition.EVERYONE
-    keyword: str = Field(
-        "", max_length=60, examples=["spring tea"], description="what `draw.enter` must carry; not case-sensitive"
-    )
+    keyword: str = Field("", max_length=60, examples=["spring tea"], description="what `draw.enter` must carry; not case-sensitive")
     prizes: list[PrizeIn] = Field(min_length=1, max_length=20)
     duration_s: int | None = Field(60, gt=0, le=24 * 3600, description="null: closed by hand")
     entrants_max: int = Field(ENTRANTS_MAX, gt=0, le=ENTRANTS_MAX)
@@ -167,12 +165,14 @@ async def list_draws(
 
 @router.get("/draws/{draw_id}")
 @public
-async def read_draw(draw_id: str, engines: EnginesDep) -> DrawProofOut:
+async def read_draw(
+    draw_id: str, engines: EnginesDep, leaves: Annotated[bool, Query(description="false leaves the list of entrants out")] = True
+) -> DrawProofOut:
     """A draw; once it is drawn, with everything that is needed to compute its winners again."""
     async with engines.sql.read() as session:
         draw = await service.fetch_draw(session, draw_id)
         prizes = await service.list_prizes(session, draw_id)
-        leaves, winners = await service.read_outcome(session, draw)
+        entrants, winners = await service.read_outcome(session, draw, with_leaves=leaves)
     drawn = draw.state == "drawn"
     return DrawProofOut(
         **_out(draw, prizes).model_dump(),
@@ -181,7 +181,7 @@ async def read_draw(draw_id: str, engines: EnginesDep) -> DrawProofOut:
         seed=draw.seed if drawn else "",
         salt=draw.salt if drawn else "",
         root=draw.entrants_root,
-        leaves=[EntrantOut(pseudonym=leaf.pseudonym, evidence_hash=leaf.evidence_hash) for leaf in leaves],
+        leaves=[EntrantOut(pseudonym=leaf.pseudonym, evidence_hash=leaf.evidence_hash) for leaf in entrants],
         winners=[
             WinnerOut(
                 unit=winner.unit,

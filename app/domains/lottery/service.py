@@ -398,13 +398,8 @@ async def settle_draw(engines: Engines, draw_id: str) -> None:
 
 
 async def _deliver(engines: Engines, draw: Draw, prize: DrawPrize, winner: DrawWinner) -> None:
-    order_id = await orders.award_prize(
-        engines,
-        hold_id=escrow_hold(draw.id, winner.unit),
-        holder_id=account_of(draw.id),
-        viewer_id=winner.viewer_id,
-        prize_name=prize.name,
-    )
+    hold, holder = escrow_hold(draw.id, winner.unit), account_of(draw.id)
+    order_id = await orders.award_prize(engines, hold_id=hold, holder_id=holder, viewer_id=winner.viewer_id, prize_name=prize.name)
     async with engines.work() as work:
         if await store.mark_delivered(work.session, draw.id, winner.unit, order_id, work.now):
             _tell_winner(work, draw, prize, winner.viewer_id, order_id)
@@ -487,11 +482,12 @@ async def list_draws(session: AsyncSession, session_id: str, *, limit: int, befo
     return await store.list_of_session(session, session_id, limit=limit, before=before)
 
 
-async def read_outcome(session: AsyncSession, draw: Draw) -> tuple[list[store.Leaf], Sequence[DrawWinner]]:
+async def read_outcome(session: AsyncSession, draw: Draw, *, with_leaves: bool = True) -> tuple[list[store.Leaf], Sequence[DrawWinner]]:
     """The frozen entrants in their order, and the winners; nothing before the draw is drawn."""
     if draw.state != "drawn":
         return [], []
-    return await store.list_leaves(session, draw.id), await store.list_winners(session, draw.id)
+    leaves = await store.list_leaves(session, draw.id) if with_leaves else []
+    return leaves, await store.list_winners(session, draw.id)
 
 
 async def snapshot_draws(engines: Engines, room_id: str) -> list[DrawView]:
