@@ -1,4 +1,4 @@
-"""Writes a migration for what changed in the tables: `make migration NAME=what`. Starts an empty PostgreSQL of its own for the comparison."""
+"""Writes a migration for what changed in the tables: `make migration NAME=what`. Compares with an empty PostgreSQL of its own."""
 
 import sys
 import tempfile
