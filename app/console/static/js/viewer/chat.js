@@ -1,18 +1,15 @@
-/** Chat: a bounded list of lines, drawn once a frame, that stays at its end unless the reader scrolled up; and sending. */
+/** Chat: what the room says, and sending, with every outcome explained. */
 
 import { explain } from "../api.js";
-import { byId, el, setText, show } from "../dom.js";
+import { chatList } from "../chat-list.js";
+import { byId, el, setText } from "../dom.js";
 import { syncClock } from "../format.js";
 import { t, word } from "../i18n.js";
 import { newKey } from "../live-client.js";
-import { say } from "../sheets.js";
-
-const LINES_MAX = 200;
-const SUMMARY_MS = 12000;
-const NEAR_END_PX = 40;
 
 export function chatPart(context) {
-  const list = chatList(context);
+  const lineOf = (message) => chatLine(message, context.me.id);
+  const list = chatList({ lines: byId("lines"), more: byId("more-lines"), lineOf, welcome: t("chat.welcome") });
   sendForm(context);
   context.client.subscribe(`chat:${context.roomId}`, {
     onSubscribed: async ({ recovered }) => {
@@ -36,79 +33,11 @@ export function chatPart(context) {
   };
 }
 
-function chatList(context) {
-  const lines = byId("lines");
-  const more = byId("more-lines");
-  const seen = new Map(); // message id -> element
-  let waiting = [];
-  let unread = 0;
-  let unheard = [];
-  let frame = 0;
-
-  const atEnd = () => lines.scrollHeight - lines.scrollTop - lines.clientHeight < NEAR_END_PX;
-  const toEnd = () => {
-    lines.scrollTop = lines.scrollHeight;
-    unread = 0;
-    show(more, false);
-  };
-  const flush = () => {
-    frame = 0;
-    const follow = atEnd();
-    const fresh = waiting.splice(0).slice(-LINES_MAX);
-    for (const message of fresh) {
-      const node = lineOf(message, context.me.id);
-      seen.set(message.id, node);
-      lines.append(node);
-    }
-    while (lines.children.length > LINES_MAX) {
-      seen.delete(lines.firstElementChild.dataset.id);
-      lines.firstElementChild.remove();
-    }
-    if (follow) {
-      toEnd();
-    } else {
-      unread += fresh.length;
-      setText(more, t("chat.more", { n: unread }));
-      show(more, true);
-    }
-  };
-  more.addEventListener("click", toEnd);
-  lines.addEventListener("scroll", () => atEnd() && unread > 0 && toEnd(), { passive: true });
-  // A screen reader is not read every line: it gets a summary now and then, and can walk the list itself.
-  setInterval(() => {
-    if (unheard.length > 0) say(t("chat.summary", { n: unheard.length, name: unheard.at(-1).name, text: unheard.at(-1).text }));
-    unheard = [];
-  }, SUMMARY_MS);
-
-  return {
-    add(message) {
-      if (seen.has(message.id) || waiting.some((other) => other.id === message.id)) return;
-      waiting.push(message);
-      unheard.push(message);
-      // A page in the background gets no frames; the list must stay bounded there too.
-      if (waiting.length > LINES_MAX) waiting.splice(0, waiting.length - LINES_MAX);
-      frame ||= requestAnimationFrame(flush);
-    },
-    remove({ message, viewer }) {
-      waiting = waiting.filter((other) => other.id !== message);
-      seen.get(message)?.remove();
-      if (!message && viewer) for (const node of seen.values()) if (node.dataset.viewer === viewer) node.remove();
-    },
-    reset(messages) {
-      lines.replaceChildren(el("li", { class: "line system" }, t("chat.welcome")));
-      seen.clear();
-      waiting = [...messages];
-      flush();
-      toEnd();
-    },
-  };
-}
-
-function lineOf(message, myId) {
+function chatLine(message, myId) {
   const kind = message.role ? "team" : message.viewer === myId ? "mine" : "";
   return el(
     "li",
-    { class: `line ${kind}`, dataset: { id: message.id, viewer: message.viewer } },
+    { class: `line ${kind}` },
     message.role && el("span", { class: "role" }, word("role", message.role)),
     el("b", {}, message.name || t("chat.somebody")),
     ` ${message.text}`,
