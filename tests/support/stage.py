@@ -20,13 +20,13 @@ def apply_event(stage: dict[str, Any], event: dict[str, Any]) -> dict[str, Any]:
             _drop(stage["upcoming"], "session", event["session"])
             stage["session"] = {"id": event["session"], "title": event["title"], "state": "live", "went_live_at": event["at"], "reason": ""}
             stage |= {"offers": [], "pin": None}
-        case "session.interrupted":
-            stage["session"] |= {"state": "interrupted", "reason": event["reason"]}
-        case "session.resumed":
-            stage["session"] |= {"state": "live", "reason": ""}
+        case "session.interrupted" | "session.resumed":
+            if _is_on_air(stage, event):  # else the snapshot is already past its end
+                interrupted = event["type"] == "session.interrupted"
+                stage["session"] |= {"state": "interrupted" if interrupted else "live", "reason": event.get("reason", "")}
         case "session.ended":
             _drop(stage["upcoming"], "session", event["session"])
-            if stage["session"] and stage["session"]["id"] == event["session"]:
+            if _is_on_air(stage, event):
                 stage |= {"session": None, "offers": [], "pin": None}
         case "offer.listed" | "offer.updated":
             _drop(stage["offers"], "id", event["offer"]["id"])
@@ -39,6 +39,10 @@ def apply_event(stage: dict[str, Any], event: dict[str, Any]) -> dict[str, Any]:
         case _:
             pass
     return stage
+
+
+def _is_on_air(stage: dict[str, Any], event: dict[str, Any]) -> bool:
+    return stage["session"] is not None and stage["session"]["id"] == event["session"]
 
 
 def _drop(rows: list[dict[str, Any]], name: str, value: str) -> None:

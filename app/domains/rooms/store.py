@@ -44,7 +44,7 @@ async def list_rooms(session: AsyncSession, *, after: tuple[datetime, str] | Non
     )
     if after is not None:
         query = query.where(tuple_(Room.created_at, Room.id) < after)
-    return [(room, show) for room, show in (await session.execute(query)).tuples()]
+    return [(room, show) for room, show in await session.execute(query)]
 
 
 # --- sessions -----------------------------------------------------------------------------------------------------------------------

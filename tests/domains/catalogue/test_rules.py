@@ -1,0 +1,93 @@
+"""What may stand on a shelf, at which price; how an offer's state may change."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from app.core.money import AMOUNT_MINOR_MAX
+from app.domains.catalogue.rules import (
+    STOCK_MAX,
+    OfferState,
+    OfferTerms,
+    PriceDecision,
+    decide_price_change,
+    offer_may_become,
+    problem_of_top_up,
+    problems_of_terms,
+)
+
+NOW = datetime(2026, 4, 3, tzinfo=UTC)
+SOUND = OfferTerms(
+    name="Tea",
+    currency="CNY",
+    price_minor=1990,
+    list_price_minor=2990,
+    total=10,
+    limit_per_viewer=2,
+    price_min_minor=1500,
+    price_max_minor=2500,
+    opens_at=NOW,
+    closes_at=NOW + timedelta(minutes=5),
+    return_policy="no_reason_7_days",
+)
+
+
+@pytest.mark.parametrize(
+    ("new", "low", "high", "bind", "decision"),
+    [
+        (1990, 1500, 2500, True, PriceDecision.SAME),
+        (1991, 1500, 2500, True, PriceDecision.CHANGE),
+        (1500, 1500, 2500, True, PriceDecision.CHANGE),
+        (1499, 1500, 2500, True, PriceDecision.OVER_LIMIT),
+        (2500, 1500, 2500, True, PriceDecision.CHANGE),
+        (2501, 1500, 2500, True, PriceDecision.OVER_LIMIT),
+        (2501, 1500, 2500, False, PriceDecision.CHANGE),
+        (0, None, 2500, True, PriceDecision.CHANGE),
+        (AMOUNT_MINOR_MAX, 1500, None, True, PriceDecision.CHANGE),
+        (AMOUNT_MINOR_MAX + 1, None, None, False, PriceDecision.INVALID),
+        (-1, 1500, 2500, True, PriceDecision.INVALID),
+        (1990, 2000, 2500, True, PriceDecision.SAME),  # what stands may stay, whatever the limits are now
+    ],
+)
+def test_price_change(new: int, low: int | None, high: int | None, bind: bool, decision: PriceDecision) -> None:
+    assert decide_price_change(new, price_minor=1990, price_min_minor=low, price_max_minor=high, limits_bind=bind) is decision
+
+
+def test_offer_states() -> None:
+    allowed = {(a.value, b.value) for a in OfferState for b in OfferState if offer_may_become(a, b)}
+    assert allowed == {("listed", "paused"), ("listed", "withdrawn"), ("paused", "listed"), ("paused", "withdrawn")}
+
+
+def test_sound_terms_have_no_problem() -> None:
+    assert problems_of_terms(SOUND) == []
+    open_ended = replace(SOUND, price_min_minor=None, price_max_minor=None, opens_at=None, closes_at=None, limit_per_viewer=0, total=0)
+    assert problems_of_terms(open_ended) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"name": "  "}, ["name"]),
+        ({"name": "x" * 121}, ["name"]),
+        ({"currency": "RMB"}, ["currency"]),
+        ({"price_minor": -1, "price_min_minor": None}, ["price_minor"]),
+        ({"list_price_minor": 1989}, ["list_price_minor"]),
+        ({"total": -1}, ["total"]),
+        ({"total": STOCK_MAX + 1}, ["total"]),
+        ({"limit_per_viewer": 1000}, ["limit_per_viewer"]),
+        ({"price_min_minor": 2600}, ["price_min_minor, price_max_minor", "price_minor"]),
+        ({"price_max_minor": 1989}, ["price_minor"]),
+        ({"closes_at": NOW}, ["closes_at"]),
+        ({"return_policy": "never"}, ["return_policy"]),
+    ],
+)
+def test_problems_name_their_fields(changes: dict[str, object], names: list[str]) -> None:
+    assert [problem.partition(":")[0] for problem in problems_of_terms(replace(SOUND, **changes))] == names  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("add", "total", "ok"), [(1, 0, True), (0, 5, False), (-1, 5, False), (1, STOCK_MAX, False), (1, STOCK_MAX - 1, True)]
+)
+def test_top_up(add: int, total: int, ok: bool) -> None:
+    assert (problem_of_top_up(add, total) == "") is ok
