@@ -129,7 +129,7 @@ LOOPS: tuple[Loop, ...] = (
     Loop("end_due_envelopes", end_due_envelopes, 500),
     Loop("archive_chat", archive_chat, 500),
     Loop("push_figures", push_figures, 2000),
-    Loop("sample_figures", sample_figures, 10_000),
+    Loop("sample_figures", sample_figures, 3000),
     Loop("refresh_reports", refresh_reports, 3000),
     Loop("prune_chat_keys", prune_keys, 600_000),
     Loop("deliver_webhooks", deliver_webhooks, 1000),
