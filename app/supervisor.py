@@ -226,7 +226,7 @@ class Supervisor:
     def _start_demo(self, environment: dict[str, str]) -> None:
         if not self.with_demo or find_spec("app.demo") is None:
             return
-        environment = {**environment, "JISHI_DEMO_PASSWORD": kept_secret(self.data_dir / "demo-password", 4)}
+        environment = {**environment, "JISHI_DEMO_PASSWORD": kept_secret(self.data_dir / "demo-password", 6)}
         arguments = [
             "-m",
             "app.demo",
@@ -245,7 +245,7 @@ class Supervisor:
         grid.add_row("Viewers", f"{self.url}/")
         demo_runs = any(child.name == "demo" for child in self.children)
         sign_in = (
-            f"   sign in as [bold]host[/bold], password [bold]{kept_secret(self.data_dir / 'demo-password', 4)}[/bold]" if demo_runs else ""
+            f"   sign in as [bold]host[/bold], password [bold]{kept_secret(self.data_dir / 'demo-password', 6)}[/bold]" if demo_runs else ""
         )
         grid.add_row("Hosts", f"{self.url}/host{sign_in}")
         grid.add_row("API", f"{self.url}/docs")

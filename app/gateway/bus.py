@@ -118,7 +118,10 @@ class Bus:
                 await pubsub.ping()
                 continue
             asked = False
-            self._take(message, unconfirmed)
+            try:
+                self._take(message, unconfirmed)
+            except Exception:  # one message that nobody can take must not make the node deaf for all rooms
+                log.exception("message not taken", channel=message.get("channel"))
             if is_back and not unconfirmed:
                 is_back = False
                 self._on_return()

@@ -30,6 +30,7 @@ class _Pace:
 
     shown: Bucket
     swept_at: float = -1.0
+    due: float = 0.0
     timer: asyncio.TimerHandle | None = None
     is_sweeping: bool = False
 
@@ -79,9 +80,10 @@ class Fanout:
         window_ms = self._settings.stage_sweep_ms if room.window.has_stage else self._settings.sweep_ms
         due = max(self._loop.time(), pace.swept_at + window_ms / 1000)
         if pace.timer is not None:
-            if pace.timer.when() <= due:
+            if pace.due <= due:
                 return
             pace.timer.cancel()
+        pace.due = due  # kept here: a handle of uvloop does not always know its time
         pace.timer = self._loop.call_at(due, self._begin, room, pace)
 
     def _begin(self, room: Room, pace: _Pace) -> None:
