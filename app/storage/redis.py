@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import redis.asyncio as redis_asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import NoScriptError
 
 Redis = redis_asyncio.Redis
@@ -41,7 +43,10 @@ class Script:
 
 def command_client(url: str) -> Redis:
     """For commands that answer at once. Fails within 5 s when the engine is away: a viewer gets an error, never silence."""
-    return redis_asyncio.from_url(url, socket_timeout=5, socket_connect_timeout=2, max_connections=64, health_check_interval=15)
+    retry = Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), 3)  # redis-py waits seconds: client SDKs give up a command after 5
+    return redis_asyncio.from_url(
+        url, socket_timeout=5, socket_connect_timeout=2, max_connections=64, health_check_interval=15, retry=retry
+    )
 
 
 def blocking_client(url: str) -> Redis:

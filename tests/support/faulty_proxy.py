@@ -1,0 +1,74 @@
+"""Stands between a client and an engine, and breaks the line in the way it is told to.
+
+`cut_request`: what the client sends never arrives. `cut_reply`: it arrives and is done, the answer is lost. Both close the connection,
+again and again until `heal`. A client library that retries by itself is thus tested with its retries.
+"""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+
+class FaultyProxy:
+    def __init__(self, upstream: Path, path: Path) -> None:
+        self.mode = "pass"
+        self.cuts = 0
+        self.only = b""  # break only requests that contain this
+        self._upstream = upstream
+        self._path = path
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self._path}"
+
+    def heal(self) -> None:
+        self.mode = "pass"
+
+    async def close(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        engine_reader, engine_writer = await asyncio.open_unix_connection(str(self._upstream))
+        try:
+            while data := await reader.read(1 << 20):
+                broken = self.mode != "pass" and self.only.lower() in data.lower()
+                if broken and self.mode == "cut_request":
+                    self.cuts += 1
+                    return
+                engine_writer.write(data)
+                await engine_writer.drain()
+                answer = await engine_reader.read(1 << 20)
+                if broken:
+                    self.cuts += 1
+                    return
+                writer.write(answer)
+                await writer.drain()
+        except (OSError, asyncio.CancelledError):
+            return
+        finally:
+            writer.close()
+            engine_writer.close()
+
+
+@asynccontextmanager
+async def faulty_proxy(upstream: Path) -> AsyncGenerator[FaultyProxy]:
+    """A proxy in front of a unix socket. One request in flight a connection, as a connection pool has it; answers below 1 MiB."""
+    with tempfile.TemporaryDirectory(prefix="jishi-proxy-") as directory:
+        path = Path(directory) / "engine.sock"
+        proxy = FaultyProxy(upstream, path)
+        server = await asyncio.start_unix_server(proxy.serve, str(path))
+        try:
+            yield proxy
+        finally:
+            server.close()
+            await proxy.close()
