@@ -16,7 +16,7 @@ def merge(history: Sequence[Delivered], buffered: Iterable[Delivered], after: in
     """
     merged: list[Delivered] = []
     last = after
-    for publication in (*history, *sorted(buffered, key=_offset)):
+    for publication in sorted((*history, *buffered), key=_offset):
         if publication.offset <= last:
             continue  # also the readings, whose offset is 0
         if publication.offset != last + 1:

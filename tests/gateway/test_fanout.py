@@ -1,0 +1,230 @@
+"""Windows, parcels and sampling: who gets what in which write, without a socket."""
+
+import asyncio
+import json
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from app.core.caller import Caller
+from app.core.runtime import Runtime
+from app.core.settings import Settings
+from app.gateway.connection import Connection, limits_of
+from app.gateway.fanout import Fanout
+from app.gateway.room import Room, Window
+from app.gateway.sampling import Line, hidden_lines, read_line
+from app.protocol.channels import Kind
+from app.protocol.json_codec import JSON
+from app.protocol.session import Session, State
+from app.storage.streams import Delivered
+from tests.support.waiting import wait_until
+
+
+@dataclass
+class Pipe:
+    """A client that takes what it is sent, or says that it has not."""
+
+    frames: list[bytes] = field(default_factory=list[bytes])
+    buffered_bytes: int = 0
+    closed: int = 0
+
+    def stalled_s(self) -> float:
+        return 0.0
+
+    def write(self, frame: bytes) -> None:
+        self.frames.append(frame)
+
+    def close(self, code: int, reason: str) -> None:
+        self.closed = code
+
+    def seen(self, number: int) -> list[Any]:
+        """Of one write: offsets, or `pulse` for a reading."""
+        pushes = [json.loads(line)["push"] for line in self.frames[number].split(b"\n")]
+        return [(push["channel"].split(":")[0], push["pub"].get("offset", "pulse")) for push in pushes]
+
+
+def client(name: str, settings: Settings | None = None) -> tuple[Connection, Pipe]:
+    settings = settings or Settings()
+    pipe = Pipe()
+    session = Session(JSON, limits_of(settings), now_ms=0, first_ping_share=1)
+    session.state = State.CONNECTED
+    connection = Connection(connection_id=name, session=session, codec=JSON, transport=pipe, settings=settings)
+    connection.caller = Caller(id=name, name=name, kind="viewer")
+    return connection, pipe
+
+
+def spawn(work: Any) -> Any:
+    return asyncio.ensure_future(work)
+
+
+def stage(offset: int, data: bytes = b"{}") -> Delivered:
+    return Delivered("room:r", offset, "e", data)
+
+
+def chat(offset: int, viewer: str = "someone", role: str = "") -> Delivered:
+    return Delivered("chat:r", offset, "e", json.dumps({"type": "chat.sent", "message": {"viewer": viewer, "role": role}}).encode())
+
+
+PULSE = Delivered("room:r", 0, "e", b'{"type":"room.pulse"}')
+
+
+@pytest.fixture
+def room() -> Room:
+    return Room("r", spawn)
+
+
+@pytest.fixture
+async def fanout(settings: Settings) -> Fanout:
+    return Fanout(settings, Runtime(), spawn)
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return Settings(sweep_ms=30, stage_sweep_ms=10, sweep_slice=2, chat_shown_per_s=3)
+
+
+async def test_one_write_carries_stage_then_pulse_then_chat(room: Room, fanout: Fanout) -> None:
+    ann, pipe = client("ann")
+    room.enter(ann, Kind.ROOM, 4)
+    room.enter(ann, Kind.CHAT, 0)
+    for kind, publication in [(Kind.CHAT, chat(1)), (Kind.ROOM, PULSE), (Kind.ROOM, stage(5)), (Kind.CHAT, chat(2)), (Kind.ROOM, PULSE)]:
+        fanout.put(room, kind, publication)
+    await wait_until(lambda: pipe.frames)
+    assert [pipe.seen(n) for n in range(len(pipe.frames))] == [[("room", 5), ("room", "pulse"), ("chat", 1), ("chat", 2)]]
+
+
+async def test_members_get_what_comes_after_their_own_offset_and_only_their_channels(room: Room, fanout: Fanout) -> None:
+    pipes = {}
+    for name, channels in {"early": {Kind.ROOM: 0}, "late": {Kind.ROOM: 2}, "latest": {Kind.ROOM: 9}, "chatty": {Kind.CHAT: 0}}.items():
+        connection, pipes[name] = client(name)
+        for kind, after in channels.items():
+            room.enter(connection, kind, after)
+    for offset in (1, 2, 3):
+        fanout.put(room, Kind.ROOM, stage(offset))
+    fanout.put(room, Kind.ROOM, PULSE)
+    await wait_until(lambda: pipes["late"].frames)
+    assert pipes["early"].seen(0) == [("room", 1), ("room", 2), ("room", 3), ("room", "pulse")]
+    assert pipes["late"].seen(0) == [("room", 3), ("room", "pulse")]
+    assert pipes["latest"].seen(0) == [("room", "pulse")]
+    assert pipes["chatty"].frames == []
+
+
+async def test_an_idle_room_sends_at_once_and_a_busy_one_in_windows(room: Room, fanout: Fanout) -> None:
+    ann, pipe = client("ann")
+    room.enter(ann, Kind.CHAT, 0)
+    fanout.put(room, Kind.CHAT, chat(1))
+    await wait_until(lambda: pipe.frames)
+    for offset in (2, 3):
+        fanout.put(room, Kind.CHAT, chat(offset))
+    assert len(pipe.frames) == 1
+    await wait_until(lambda: len(pipe.frames) == 2)
+    assert pipe.seen(1) == [("chat", 2), ("chat", 3)]
+
+
+async def test_members_share_the_same_bytes(room: Room) -> None:
+    window = Window()
+    members = []
+    for name in ("ann", "bob"):
+        connection, _ = client(name)
+        room.enter(connection, Kind.ROOM, 0)
+        members.append(room.members[connection])
+    fanout = Fanout(Settings(), Runtime(), spawn)
+    fanout.put(room, Kind.ROOM, stage(1))
+    window = room.window
+    assert window.parcel(members[0], is_slow=False) is window.parcel(members[1], is_slow=False)
+
+
+async def test_a_large_room_is_swept_in_slices_and_in_order(room: Room, fanout: Fanout) -> None:
+    pipes = []
+    for number in range(7):
+        connection, pipe = client(str(number))
+        room.enter(connection, Kind.ROOM, 0)
+        pipes.append(pipe)
+    fanout.put(room, Kind.ROOM, stage(1))
+    await wait_until(lambda: pipes[0].frames)
+    fanout.put(room, Kind.ROOM, stage(2))  # while the sweep is under way
+    await wait_until(lambda: all(len(pipe.frames) == 2 for pipe in pipes))
+    assert {str([pipe.seen(0), pipe.seen(1)]) for pipe in pipes} == {str([[("room", 1)], [("room", 2)]])}
+
+
+async def test_a_slow_member_keeps_the_stage_and_goes_without_the_rest(room: Room, fanout: Fanout) -> None:
+    slow, pipe = client("slow")
+    pipe.buffered_bytes = 65 * 1024
+    room.enter(slow, Kind.ROOM, 0)
+    room.enter(slow, Kind.CHAT, 0)
+    for kind, publication in [(Kind.CHAT, chat(1)), (Kind.ROOM, stage(1)), (Kind.ROOM, PULSE)]:
+        fanout.put(room, kind, publication)
+    await wait_until(lambda: pipe.frames)
+    assert pipe.seen(0) == [("room", 1)]
+
+
+async def test_a_member_whose_buffer_is_full_is_closed_3008(room: Room, fanout: Fanout) -> None:
+    stuck, pipe = client("stuck")
+    pipe.buffered_bytes = 1024 * 1024
+    room.enter(stuck, Kind.ROOM, 0)
+    fanout.put(room, Kind.ROOM, stage(1))
+    await wait_until(lambda: pipe.closed)
+    assert pipe.closed == 3008
+    assert json.loads(pipe.frames[-1])["push"]["disconnect"]["code"] == 3008
+
+
+async def test_above_the_shown_rate_own_and_staff_lines_stay(room: Room, fanout: Fanout) -> None:
+    pipes = {}
+    for name in ("ann", "bob"):
+        connection, pipes[name] = client(name)
+        room.enter(connection, Kind.CHAT, 0)
+    fanout.put(room, Kind.CHAT, chat(1, viewer="host", role="host"))
+    for offset in range(2, 40):
+        fanout.put(room, Kind.CHAT, chat(offset, viewer="ann" if offset % 2 else "other"))
+    await wait_until(lambda: pipes["ann"].frames and pipes["bob"].frames)
+    ann, bob = pipes["ann"].seen(0), pipes["bob"].seen(0)
+    assert len(bob) == 1 + 3
+    assert bob[0] == ("chat", 1)
+    assert {("chat", offset) for offset in range(3, 40, 2)} <= set(ann)
+    assert set(bob) <= set(ann)
+    assert ann == sorted(ann)
+
+
+def test_sampling_is_uniform() -> None:
+    """10 lines, 3 shown, 6000 windows: each is shown 1800 times on average; five standard deviations are 178."""
+    rng = random.Random(5)
+    lines: list[Line | None] = [Line(viewer="v")] * 10
+    shown = [0] * 10
+    for _ in range(6_000):
+        hidden = hidden_lines(lines, 3, rng)
+        assert len(hidden) == 7
+        for index in set(range(10)) - hidden:
+            shown[index] += 1
+    assert all(abs(count - 1_800) < 178 for count in shown), shown
+
+
+def test_what_is_no_line_of_a_viewer_is_never_hidden() -> None:
+    lines = [read_line(data) for data in (b'{"type":"other"}', b"nonsense", b'{"type":"chat.sent","message":{"viewer":""}}')]
+    lines.append(Line(viewer="h", role="host"))
+    assert lines[:3] == [None, None, None]
+    assert hidden_lines(lines, 0, random.Random(1)) == set()
+
+
+async def test_leaving_counts_channels_and_forgets_the_viewer(room: Room) -> None:
+    ann, _ = client("ann")
+    room.enter(ann, Kind.ROOM, 0)
+    room.enter(ann, Kind.CHAT, 0)
+    assert (room.viewers, room.new_viewers) == ({"ann": 1}, {"ann"})
+    assert room.leave(ann, Kind.ROOM)
+    assert not room.leave(ann, Kind.ROOM)
+    assert room.leave_all(ann) == 1
+    assert (room.members, room.viewers, ann.members, room.is_idle) == ({}, {}, {}, True)
+
+
+async def test_a_dropped_channel_takes_its_waiting_publications_along(room: Room, fanout: Fanout) -> None:
+    """Regression by design: offsets of the next life start low, so entries of the old one would be taken for new."""
+    ann, pipe = client("ann")
+    room.enter(ann, Kind.ROOM, 40)
+    fanout.put(room, Kind.ROOM, stage(41))
+    room.drop(Kind.ROOM)
+    room.enter(ann, Kind.ROOM, 0)
+    fanout.put(room, Kind.ROOM, stage(1))
+    await wait_until(lambda: pipe.frames)
+    assert pipe.seen(0) == [("room", 1)]
