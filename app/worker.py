@@ -21,7 +21,9 @@ from app.domains.analytics.service import push_figures, refresh_reports, sample_
 from app.domains.chat.service import archive_chat, prune_keys
 from app.domains.envelopes.service import end_due_envelopes
 from app.domains.integrations.service import deliver_webhooks, expire_webhook_deliveries
+from app.domains.inventory.service import expire_sales
 from app.domains.lottery.service import close_due_draws
+from app.domains.orders.payments import settle_sandbox_payments
 from app.domains.rooms.service import pulse_rooms
 from app.rest.idempotency import expire_idempotency_records
 from app.storage.announcements import announce_room
@@ -125,6 +127,8 @@ async def take_in(engines: Engines, leases: RoomLeases) -> None:
 LOOPS: tuple[Loop, ...] = (
     Loop("announce", announce, 1000),
     Loop("pulse", pulse_rooms, 1000),
+    Loop("expire_sales", expire_sales, 250),
+    Loop("settle_sandbox_payments", settle_sandbox_payments, 250),
     Loop("close_due_draws", close_due_draws, 250),
     Loop("end_due_envelopes", end_due_envelopes, 500),
     Loop("archive_chat", archive_chat, 500),
