@@ -29,12 +29,11 @@ BY = "host-mei"
 REFUSALS = {"conflict", "bad_request", "over_limit", "not_found"}
 STEPS = {(before, after) for rows in LIFE_CYCLE.values() for before, after in rows.items()}
 
-session_steps = st.sampled_from(
-    ["schedule", "go_live", "go_live", "interrupt", "resume", "end", "archive", "retitle", "list", "list", "advance"]
-)
-offer_steps = st.sampled_from(["price", "stock", "window", "pause", "resume_offer", "withdraw", "pin", "pin"])
+life_cycle = st.sampled_from(["schedule", "go_live", "go_live", "interrupt", "resume", "end", "archive"])
+preparing = st.sampled_from(["retitle", "list", "list", "advance"])
+offer_steps = st.sampled_from(["price", "stock", "window", "pause", "resume_offer", "withdraw", "withdraw", "pin", "pin", "pin"])
 room_steps = st.sampled_from(["new_session", "unpin", "rename"])
-commands = st.tuples(st.one_of(life_cycle, preparing, offer_steps, room_steps), st.integers(0, 5), st.integers(0, 40))
+commands = st.tuples(st.one_of(offer_steps, offer_steps, life_cycle, preparing, room_steps), st.integers(0, 2), st.integers(0, 40))
 
 
 @dataclass(slots=True)
@@ -134,7 +133,10 @@ async def open_show(engines: Engines) -> Show:
     async with engines.work() as work:
         room = await rooms.create_room(work, title="Room", host_name="Mei", by=BY)
         show = await rooms.create_session(work, room.id, title="Show", by=BY)
-    return Show(engines, room.id, [show.id])
+    opened = Show(engines, room.id, [show.id])
+    for command in (("list", 0, 3), ("list", 0, 4), ("go_live", 0, 0)):  # most commands need a session on air
+        await opened.do(command)
+    return opened
 
 
 async def check_state(show: Show, before: dict[str, SessionState]) -> dict[str, SessionState]:
@@ -151,7 +153,7 @@ async def check_state(show: Show, before: dict[str, SessionState]) -> dict[str, 
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(team=st.lists(commands, min_size=5, max_size=25))
 async def test_snapshot_and_events_are_a_fresh_snapshot(engines: Engines, runtime: TestRuntime, team: list[tuple[str, int, int]]) -> None:
     show = await open_show(engines)
@@ -175,8 +177,6 @@ async def test_snapshot_and_events_are_a_fresh_snapshot(engines: Engines, runtim
 async def test_a_team_that_acts_all_at_once(engines: Engines, runtime: TestRuntime, team: list[tuple[str, int, int]]) -> None:
     """Four members of the team at a time: the room's lock puts their changes, and the events, in one order."""
     show = await open_show(engines)
-    await show.do(("list", 0, 3))
-    await show.do(("go_live", 0, 0))
     joined: list[Joined] = []
     for start in range(0, len(team), 4):
         runtime.advance(10)
