@@ -15,7 +15,9 @@ from typing import Any
 
 import structlog
 
+from app.composition import build_registry
 from app.core.metrics import LOOP_FAILURES, LOOP_RUNS
+from app.core.runtime import Runtime
 from app.core.settings import Settings
 from app.domains.analytics.service import push_figures, refresh_reports, sample_figures
 from app.domains.chat.service import archive_chat, prune_keys
@@ -144,9 +146,6 @@ LOOPS: tuple[Loop, ...] = (
 
 async def run_worker(settings: Settings) -> None:
     """Runs until SIGINT or SIGTERM, then lets the passes under way come to their end."""
-    from app.composition import build_registry  # noqa: PLC0415 - domains list their loops above; the registry needs all of them
-    from app.core.runtime import Runtime  # noqa: PLC0415
-
     runtime = Runtime()
     engines = Engines.connect(settings, runtime, build_registry())
     stopping = asyncio.Event()

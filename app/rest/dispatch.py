@@ -42,7 +42,7 @@ async def call_command(engines: Engines, caller: Caller, command: Command, raw_b
     except AppError as refusal:
         result = refusal.code.word
         raise
-    except Exception as failure:
+    except Exception as failure:  # whatever it was, the caller gets an error of the registry
         error = app_error(failure, method=command.method)
         result = error.code.word
         raise error from failure

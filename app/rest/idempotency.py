@@ -78,7 +78,7 @@ class Idempotency:
 
         try:
             await self._app(scope, receive, send_on)
-        except Exception:
+        except Exception:  # re-raised: the call had no answer, so the next one with this key may try
             await _forget(self._engines, name)
             raise
 

@@ -25,6 +25,7 @@ from app.core.errors import SetupError
 from app.storage.children import become, die_with_parent, first_number, is_process_of, pid_exists
 
 START_S_MAX = 60.0  # recovery of a large append-only file or WAL; a clean start takes well under a second
+RETRY_S_MAX = 3.0  # orphans of a killed predecessor are gone by then
 STOP_S_MAX = 20.0
 POLL_S = 0.02
 SOCKET_PATH_BYTES_MAX = 100  # the kernel's limit is 108 with the closing zero, 104 on macOS
@@ -106,7 +107,7 @@ class Engine:
                 raise SetupError(f"{self.name} did not answer within {START_S_MAX:.0f} s: see {self.log_path}")
             time.sleep(POLL_S)
             if not self.is_running:
-                if time.monotonic() > deadline - START_S_MAX + 5:
+                if time.monotonic() > deadline - START_S_MAX + RETRY_S_MAX:
                     raise SetupError(f"{self.name} ended at once: {_last_line(self.log_path)} (see {self.log_path})")
                 time.sleep(POLL_S * 10)
                 self.spawn()

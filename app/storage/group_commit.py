@@ -69,7 +69,7 @@ class GroupCommit(Generic[Member, Outcome]):
             try:
                 outcomes = await self._run_batch(room_id, [member for member, _, _ in batch])
                 assert len(outcomes) == len(batch), "a script answers every member"
-            except Exception as failure:
+            except Exception as failure:  # handed to every caller; the lane must go on
                 _fail(batch, failure)
                 continue
             for (_, future, _), outcome in zip(batch, outcomes, strict=True):

@@ -101,7 +101,7 @@ async def _take_in_one_by_one(engines: Engines, room_id: str, entries: Sequence[
             try:
                 await _take_in(engines, room_id, [entry])
                 break
-            except Exception as failure:
+            except Exception as failure:  # any fault of one entry: it is set aside at last, the rest goes on
                 if getattr(failure, "connection_invalidated", False):
                     raise
                 if attempt == engines.settings.outbox_attempts_max:
