@@ -89,29 +89,32 @@ class Parcel:
 class Window:
     """What a room's channels brought since the last sweep. Parcels are composed once for all members that are to get the same."""
 
-    __slots__ = ("_parcels", "authors", "chat", "pulse", "room", "staff")
+    __slots__ = ("_parcels", "authors", "chat", "figures", "pulse", "room", "staff")
 
     def __init__(self) -> None:
         self.room: list[Entry] = []
         self.staff: list[Entry] = []
         self.chat: list[Entry] = []
         self.pulse: Entry | None = None
+        self.figures: Entry | None = None  # the team's own reading
         self.authors: set[str] = set()  # of hidden lines
-        self._parcels: dict[tuple[str, int, int, int, str, bool], Parcel] = {}
+        self._parcels: dict[tuple[str, int, int, int, str, bool, bool], Parcel] = {}
 
     @property
     def is_empty(self) -> bool:
-        return not (self.room or self.staff or self.chat or self.pulse)
+        return not (self.room or self.staff or self.chat or self.pulse or self.figures)
 
     @property
     def has_stage(self) -> bool:
         return bool(self.room or self.staff)
 
     def add(self, kind: Kind, entry: Entry) -> None:
-        if entry.publication.offset == 0:
-            self.pulse = entry  # only the newest matters
-        else:
+        if entry.publication.offset:
             self._entries(kind).append(entry)
+        elif kind is Kind.STAFF:
+            self.figures = entry  # for the team alone; only the newest matters
+        else:
+            self.pulse = entry  # only the newest matters
 
     def drop(self, kind: Kind) -> None:
         """The channel's life is over: its publications mean nothing to whoever subscribes from now on."""
@@ -126,25 +129,27 @@ class Window:
         author = member.viewer_id if member.viewer_id in self.authors else ""
         room, staff, chat = _start(self.room, member.room), _start(self.staff, member.staff), _start(self.chat, member.chat)
         pulse = self.pulse if member.room != ABSENT else None
+        figures = self.figures if member.staff != ABSENT else None
         if is_slow:
-            chat, pulse = ABSENT, None
-        key = (codec.name, room, staff, chat, author, pulse is None)
+            chat, pulse, figures = ABSENT, None, None
+        key = (codec.name, room, staff, chat, author, pulse is None, figures is None)
         parcel = self._parcels.get(key)
         if parcel is None:
             stage = _after(self.room, room) + _after(self.staff, staff)
-            parcel = self._parcels[key] = self._compose(codec, stage, pulse, _after(self.chat, chat), author)
+            parcel = self._parcels[key] = self._compose(codec, stage, [pulse, figures], _after(self.chat, chat), author)
         return parcel
 
     @staticmethod
-    def _compose(codec: Codec, stage: list[Entry], reading: Entry | None, lines: list[Entry], author: str) -> Parcel:
+    def _compose(codec: Codec, stage: list[Entry], readings: list[Entry | None], lines: list[Entry], author: str) -> Parcel:
         """Stage before the pulse, the pulse before chat."""
-        pulse = [] if reading is None else [reading]
+        pulse = [reading for reading in readings if reading is not None]
         seen = [entry for entry in lines if entry.line is None or entry.line.viewer == author]
         return Parcel(codec, stage, pulse, seen, hidden=len(lines) - len(seen))
 
     def shed_by(self, member: Member) -> tuple[int, int]:
         """Chat lines and readings that a slow member goes without."""
-        return len(_after(self.chat, member.chat)), int(self.pulse is not None and member.room != ABSENT)
+        readings = (self.pulse is not None and member.room != ABSENT) + (self.figures is not None and member.staff != ABSENT)
+        return len(_after(self.chat, member.chat)), readings
 
 
 def _start(entries: list[Entry], after: int) -> int:

@@ -28,6 +28,7 @@ class Kind(StrEnum):
     STAFF = "staff"
 
 
+_KINDS = {kind.value: kind for kind in Kind}  # a look-up: every publication asks
 LANE_OF: dict[Kind, Lane] = {Kind.ROOM: Lane.STAGE, Kind.CHAT: Lane.CHAT, Kind.USER: Lane.STAGE, Kind.STAFF: Lane.STAGE}
 
 
@@ -50,9 +51,8 @@ def staff_channel(room_id: str) -> str:
 def parse_channel(channel: str) -> tuple[Kind, str] | None:
     """`"room:42"` is `(Kind.ROOM, "42")`; None for a name that is no channel of ours."""
     kind, colon, name = channel.partition(":")
-    if not colon or not name or kind not in Kind.__members__.values():
-        return None
-    return Kind(kind), name
+    known = _KINDS.get(kind)
+    return (known, name) if known and colon and name else None
 
 
 def hash_tag(channel: str) -> str:

@@ -100,6 +100,8 @@ class WordList:
 
     def find(self, text: str) -> list[str]:
         """The listed words in the text, as listed, sorted, once each."""
+        if not self.whole and not self.anywhere:
+            return []
         normal = normalise(text)
         found = {
             self.whole[index]
