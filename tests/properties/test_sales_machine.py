@@ -428,5 +428,5 @@ def test_sales_follow_the_model(servers: Servers) -> None:
     SalesMachine.servers = servers
     run_state_machine_as_test(
         SalesMachine,
-        settings=settings(max_examples=100, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True),
+        settings=settings(max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True),
     )
