@@ -20,10 +20,10 @@ for i = 0, (#KEYS - 1) / 3 - 1 do
     if not epoch then
       epoch = ARGV[1]
       redis.call('HSET', meta, 'epoch', epoch)
-      redis.call('DEL', stream)  -- a history whose epoch is gone belongs to an earlier life
     end
     if length > 0 then
       offset = redis.call('HINCRBY', meta, 'offset', 1)
+      if offset == 1 then redis.call('DEL', stream) end  -- a history that outlived its epoch belongs to an earlier life
       redis.call('XADD', stream, 'MAXLEN', length, '0-' .. offset, 'd', data)
       redis.call('EXPIRE', stream, stream_ttl)
     end

@@ -110,8 +110,10 @@ class Streams:
             replies: list[Any] = await pipeline.execute()
         epoch = replies[2][0].decode()
         rows = replies[3] if limit != 0 else []
+        top = int(replies[2][1] or 0)
         publications = [Delivered(channel, int(entry_id.partition(b"-")[2]), epoch, fields[b"d"]) for entry_id, fields in rows]
-        return publications, Position(epoch, int(replies[2][1] or 0))
+        # A history that outlived its epoch goes beyond the new top; the next publication deletes it.
+        return [one for one in publications if one.offset <= top], Position(epoch, top)
 
     async def last(self, channel: str, count: int) -> tuple[list[Delivered], Position]:
         """The newest `count` publications, oldest first."""

@@ -4,10 +4,11 @@ import asyncio
 import itertools
 import json
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosedError
 
 REPLY_S_MAX = 10
 
@@ -47,6 +48,10 @@ class RawClient:
         await self._reader
 
     async def _read(self) -> None:
+        with suppress(ConnectionClosedError):  # how the server closed is in the disconnect push before it
+            await self._read_frames()
+
+    async def _read_frames(self) -> None:
         async for frame in self._connection:
             for line in str(frame).split("\n"):
                 message = json.loads(line)
