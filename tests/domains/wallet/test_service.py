@@ -102,3 +102,39 @@ async def test_the_auditor_sees_a_ledger_that_was_tampered_with(engines: Engines
     async with engines.sql.begin() as session:
         await session.execute(text("update ledger_accounts set balance_minor = 101 where name = 'room:1'"))
     assert sorted(await audit_ledger(engines)) == ["CNY sums to 1", "room:1 says 101 CNY, its transfers say 100"]
+
+
+async def test_a_reservation_is_posted_in_part_once_and_the_rest_is_free_again(engines: Engines) -> None:
+    await do(engines, movement("in", "external:deposit", "room:1", 100))
+
+    async def reserve(transfer_id: str, amount_minor: int) -> TransferOutcome:
+        async with engines.work() as work:
+            return await wallet.reserve_transfer(
+                work,
+                transfer_id=transfer_id,
+                from_account="room:1",
+                to_account="viewer:1",
+                amount_minor=amount_minor,
+                currency="CNY",
+                kind="test",
+            )
+
+    async def post(transfer_id: str, amount_minor: int | None = None) -> str:
+        async with engines.work() as work:
+            return (await wallet.post_transfer(work, transfer_id=transfer_id, amount_minor=amount_minor)).value
+
+    async def void(transfer_id: str) -> str:
+        async with engines.work() as work:
+            return (await wallet.void_transfer(work, transfer_id=transfer_id)).value
+
+    assert [await reserve("p1", 60), await reserve("p2", 40), await reserve("p3", 1)] == ["done", "done", "insufficient_funds"]
+    assert await funds(engines, "room:1") == 0
+    assert [await post("p1", 25), await post("p1", 25), await void("p1")] == ["done", "repeated", "already_posted"]
+    assert (await funds(engines, "room:1"), await funds(engines, "viewer:1")) == (35, 25)
+    assert [await void("p2"), await void("p2"), await post("p2")] == ["done", "repeated", "already_voided"]
+    assert (await funds(engines, "room:1"), await funds(engines, "viewer:1")) == (75, 25)
+    assert [await post("p3"), await void("p3")] == ["unknown", "unknown"]
+    with pytest.raises(AppError) as refused:
+        await post("p1", 26)
+    assert refused.value.code is CONFLICT
+    assert await audit_ledger(engines) == []
