@@ -15,6 +15,7 @@ from app.storage.work import Engines
 from tests.support.leaks import assert_no_stray_tasks
 from tests.support.runtime import TestRuntime
 from tests.support.servers import Servers, make_schema, run_apart, running_servers
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -80,6 +81,8 @@ async def app(engines: Engines) -> AsyncGenerator[FastAPI]:
 
     app = create_app(engines=engines)
     async with app.router.lifespan_context(app):
+        # The node is still subscribing: stopped in the midst of that, it would wait for confirmations that no longer come.
+        await wait_until(lambda: not app.state.hub._tasks, what="the gateway has its channels")
         yield app
 
 
