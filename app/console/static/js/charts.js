@@ -10,7 +10,8 @@ const PAD = 6;
 
 /** A line over time. `points` are [{ at, value }]; `format` writes a value. */
 export function lineChart({ title, points, format, series = 1 }) {
-  const top = Math.max(1, ...points.map((point) => point.value));
+  const best = Math.max(0, ...points.map((point) => point.value));
+  const top = Math.max(1, best);
   const x = (index) => (points.length > 1 ? PAD + (index * (WIDTH - 2 * PAD)) / (points.length - 1) : WIDTH / 2);
   const y = (value) => HEIGHT - PAD - (value * (HEIGHT - 2 * PAD - 8)) / top;
   const line = points.map((point, index) => `${index === 0 ? "M" : "L"}${x(index).toFixed(1)} ${y(point.value).toFixed(1)}`).join("");
@@ -22,12 +23,13 @@ export function lineChart({ title, points, format, series = 1 }) {
     last && svg("circle", { class: "end-mark", cx: x(points.length - 1), cy: y(last.value), r: 4 }),
   ]);
   const ends = points.length > 0 && el("p", { class: "chart-ends", "aria-hidden": "true" }, el("span", {}, clockTime(points[0].at)), el("span", {}, clockTime(last.at)));
-  return figure(title, series, points.length > 0 ? format(last.value) : "–", t("chart.peak", { value: format(points.length > 0 ? top : 0) }), drawing, ends, timeTable(title, points, format));
+  return figure(title, series, points.length > 0 ? format(last.value) : "–", t("chart.peak", { value: format(best) }), drawing, ends, timeTable(title, points, format));
 }
 
 /** Columns over time, for sums of a minute. */
 export function columnChart({ title, points, format, series = 2 }) {
-  const top = Math.max(1, ...points.map((point) => point.value));
+  const best = Math.max(0, ...points.map((point) => point.value));
+  const top = Math.max(1, best);
   const step = (WIDTH - 2 * PAD) / Math.max(points.length, 1);
   const width = Math.min(26, Math.max(1, step * 0.72));
   const bars = points.map((point, index) => {
@@ -38,7 +40,7 @@ export function columnChart({ title, points, format, series = 2 }) {
   const total = points.reduce((sum, point) => sum + point.value, 0);
   const drawing = chartFrame(title, summary(points, format), [base, bars]);
   const ends = points.length > 0 && el("p", { class: "chart-ends", "aria-hidden": "true" }, el("span", {}, clockTime(points[0].at)), el("span", {}, clockTime(points.at(-1).at)));
-  return figure(title, series, format(total), t("chart.best_minute", { value: format(points.length > 0 ? top : 0) }), drawing, ends, timeTable(title, points, format));
+  return figure(title, series, format(total), t("chart.best_minute", { value: format(best) }), drawing, ends, timeTable(title, points, format));
 }
 
 /** Horizontal bars with their names: `rows` are [{ label, value, note }]. Plain elements: they wrap and scale as text does. */

@@ -1,5 +1,6 @@
 /** Money, numbers and times for people, in the page's language. Times are the server's: the browser's clock may be wrong. */
 
+import { el } from "./dom.js";
 import { locale } from "./i18n.js";
 
 let skewMs = 0;
@@ -61,10 +62,11 @@ export function duration(ms) {
   return hours > 0 ? `${hours}:${pad(minutes)}:${pad(rest)}` : `${minutes}:${pad(rest)}`;
 }
 
-/**
- * One timer for all countdowns of the page. A `<time data-until="RFC 3339">` shows what is left;
- * when it reaches zero it gets the event "due", once.
- */
+/** What is left until a moment (RFC 3339), counting down. One timer serves all of the page; at zero the element gets the event "due", once. */
+export function countdownTo(until) {
+  return el("time", { dataset: { until }, datetime: until }, duration(Date.parse(until) - serverNow()));
+}
+
 export function startCountdowns() {
   setInterval(tickCountdowns, 500);
 }

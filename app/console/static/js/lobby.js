@@ -65,7 +65,9 @@ function card(room) {
   );
 }
 
-const hostLine = (room) => [room.host_name, room.description].filter(Boolean).join(" · ") || room.title;
+function hostLine(room) {
+  return [room.host_name, room.description].filter(Boolean).filter((text) => text !== room.live_session?.title).join(" · ");
+}
 
 function howToOpen() {
   const command = 'jishi room open --title "Spring tea" --offer "Tea:6800:200"';

@@ -13,7 +13,6 @@ const sessionId = document.body.dataset.session;
 
 bindLanguageSwitch(byId("language"));
 byId("print").addEventListener("click", () => window.print());
-await load(await staffToken(byId("door")));
 
 async function load(token) {
   try {
@@ -34,7 +33,7 @@ function draw(report) {
   byId("report").replaceChildren(
     head(report),
     headline(report, amount),
-    el("div", { class: "charts" }, minuteCharts(report).map(card)),
+    el("div", { class: "charts minutes" }, minuteCharts(report).map(card)),
     el("div", { class: "charts" }, card(funnelBars(report)), card(offerBars(report))),
     card(offerTable(report, amount)),
     el("div", { class: "charts" }, card(facts("report.chat", chatRows(report.chat))), card(facts("report.payments", paymentRows(report.payments, amount))), card(facts("report.envelopes", envelopeRows(report.envelopes, amount)))),
@@ -100,3 +99,5 @@ function drawList(draws) {
   const winners = (draw) => draw.winners.map((winner) => `${winner.name} – ${winner.prize}`).join(", ");
   return el("div", {}, el("h2", {}, t("report.draws")), el("ul", { class: "stack tight" }, draws.map((draw) => el("li", {}, el("b", {}, draw.title), ` · ${t(`draw_state.${draw.state}`)} · ${t("draw.entrants", { n: whole(draw.entrants) })}`, draw.winners.length > 0 && el("p", { class: "small-text muted" }, winners(draw))))));
 }
+
+await load(await staffToken(byId("door")));

@@ -2,7 +2,7 @@
 
 import { explain } from "../api.js";
 import { byId, el, icon, show } from "../dom.js";
-import { dateTime, money, whole } from "../format.js";
+import { countdownTo, dateTime, money, whole } from "../format.js";
 import { formSheet } from "../forms.js";
 import { t, word } from "../i18n.js";
 import { newKey } from "../live-client.js";
@@ -78,7 +78,7 @@ function drawRow(context, draw) {
     "li",
     { class: "game-row stack tight", dataset: { draw: draw.id, state: draw.state } },
     el("div", { class: "row between" }, el("h3", {}, draw.title), el("span", { class: `badge ${draw.state === "open" ? "good" : ""}` }, t(`draw_state.${draw.state}`))),
-    el("p", { class: "muted small-text" }, [t("draw.entrants", { n: whole(draw.entrants ?? 0) }), draw.keyword && `“${draw.keyword}”`, ...(draw.prizes ?? []).map((prize) => `${prize.name} × ${prize.count}`)].filter(Boolean).join(" · "), draw.state === "open" && draw.closes_at && el("span", {}, " · ", t("draw.closes_in"), " ", el("time", { dataset: { until: draw.closes_at } }))),
+    el("p", { class: "muted small-text" }, [t("draw.entrants", { n: whole(draw.entrants ?? 0) }), draw.keyword && `“${draw.keyword}”`, ...(draw.prizes ?? []).map((prize) => `${prize.name} × ${prize.count}`)].filter(Boolean).join(" · "), draw.state === "open" && draw.closes_at && el("span", {}, " · ", t("draw.closes_in"), " ", countdownTo(draw.closes_at))),
     winners.length > 0 && el("p", { class: "small-text" }, `${t("draw.winners")}: ${winners.map((winner) => winner.name).join(", ")}`),
     draw.state === "open" && context.may("draw.run") && el("div", { class: "row tight" }, el("button", { type: "button", class: "button primary small", dataset: { act: "close-draw" }, onclick: close }, t("games.close")), el("button", { type: "button", class: "button quiet small", onclick: cancel }, t("games.cancel"))),
   );

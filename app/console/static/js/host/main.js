@@ -31,8 +31,6 @@ byId("sign-out").addEventListener("click", () => {
   forgetToken("staff");
   location.reload();
 });
-await signIn();
-await pickRoom();
 
 async function signIn() {
   let token = await staffToken(byId("door"));
@@ -158,3 +156,6 @@ function showConnection({ state, reason, expired }) {
   if (state !== "closed") return;
   toast(expired ? t("error.expired") : t("viewer.ended_by_server", { reason }), "bad");
 }
+
+await signIn();
+await pickRoom();

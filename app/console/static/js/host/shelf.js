@@ -39,7 +39,8 @@ export function shelfPanel(context) {
     load,
     event: (event) => event.type.startsWith("offer.") && soon(),
     update(changed) {
-      if (changed.has("stock")) for (const card of cards.values()) card.refresh();
+      if (changed.has("pin") && context.shelf) draw();
+      else if (changed.has("stock")) for (const card of cards.values()) card.refresh();
     },
   };
 }

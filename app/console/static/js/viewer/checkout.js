@@ -5,7 +5,7 @@
 
 import { explain } from "../api.js";
 import { checkForm, el, field, fields, icon } from "../dom.js";
-import { money } from "../format.js";
+import { countdownTo, money } from "../format.js";
 import { t } from "../i18n.js";
 import { newKey } from "../live-client.js";
 import { picture } from "../picture.js";
@@ -55,7 +55,8 @@ function openPurchase(context, offer, ended) {
   const draw = (step, ...content) => {
     purchase.step = step;
     sheet.body.replaceChildren(stepsOf(step), el("div", { class: "buying" }, picture(offer, 72), el("h3", {}, offer.name), el("p", { class: "price" }, money(purchase.priceMinor, offer.currency))), ...content);
-    (sheet.body.querySelector("[data-first]") ?? sheet.body.querySelector("button, input")).focus();
+    sheet.body.scrollTop = 0;
+    (sheet.body.querySelector("[data-first]") ?? sheet.body.querySelector("button, input")).focus({ preventScroll: true });
   };
   const failed = (text, retry) => draw(purchase.step, result("bad", "warning", t("buy.not_possible"), text, again(retry), done()));
   const again = (action) => action && el("button", { type: "button", class: "button primary wide", "data-first": true, onclick: action }, t("buy.again"));
@@ -163,7 +164,7 @@ function stepsOf(step) {
 }
 
 function countdown(label, until) {
-  return el("p", { class: "row" }, el("span", { class: "countdown" }, icon("clock"), label, el("time", { dataset: { until }, datetime: until })));
+  return el("p", { class: "row" }, el("span", { class: "countdown" }, icon("clock"), label, countdownTo(until)));
 }
 
 function result(kind, iconName, title, text, ...rest) {

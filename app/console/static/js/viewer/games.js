@@ -2,7 +2,7 @@
 
 import { explain } from "../api.js";
 import { byId, el, field, fields, icon, show } from "../dom.js";
-import { money, serverNow, whole } from "../format.js";
+import { countdownTo, money, serverNow, whole } from "../format.js";
 import { t } from "../i18n.js";
 import { newKey } from "../live-client.js";
 import { busy, openSheet, shout, toast } from "../sheets.js";
@@ -11,7 +11,7 @@ const DONE_SHOWN_MS = 90_000;
 const DONE = new Set(["drawn", "cancelled", "emptied", "expired", "settled"]);
 
 export function gamesPart(context) {
-  const mine = { entered: new Set(), shares: new Map(), keys: new Map(), doneAt: new Map(), open: null };
+  const mine = { entered: new Set(), shares: new Map(), keys: new Map(), doneAt: new Map(), seen: new Set(), open: null };
   const draw = () => drawChips(context, mine);
   setInterval(draw, 15_000); // what is over leaves the stage after a while
   return {
@@ -53,8 +53,10 @@ function drawChips(context, mine) {
   if (focused) box.querySelector(`[data-game="${CSS.escape(focused)}"]`)?.focus();
 }
 
-function chip(game, kind, iconName, title, note, onclick) {
-  const state = DONE.has(game.state) ? "done" : game.state === "open" ? "fresh" : "";
+/** A chip hops when it is new, and only then. */
+function chip(mine, game, { kind, iconName, title, note, onclick }) {
+  const state = DONE.has(game.state) ? "done" : mine.seen.has(game.id) ? "" : "fresh";
+  mine.seen.add(game.id);
   return el("button", { type: "button", class: `game ${kind} ${state}`, dataset: { game: game.id }, onclick }, icon(iconName), el("span", {}, title, el("small", {}, note)));
 }
 
@@ -62,8 +64,8 @@ function chip(game, kind, iconName, title, note, onclick) {
 
 function drawChip(context, mine, draw) {
   const left = draw.state === "open" && draw.closes_at && Date.parse(draw.closes_at) > serverNow();
-  const note = left ? [t("draw.closes_in"), " ", el("time", { dataset: { until: draw.closes_at } })] : t(`draw_state.${draw.state}`);
-  return chip(draw, "draw", "gift", draw.title, note, () => openDraw(context, mine, draw.id));
+  const note = left ? [t("draw.closes_in"), " ", countdownTo(draw.closes_at)] : t(`draw_state.${draw.state}`);
+  return chip(mine, draw, { kind: "draw", iconName: "gift", title: draw.title, note, onclick: () => openDraw(context, mine, draw.id) });
 }
 
 function prizeText(context, prize) {
@@ -85,7 +87,7 @@ function openDraw(context, mine, id) {
         "div",
         { class: "stack" },
         el("ul", { class: "prizes", "aria-label": t("draw.prizes") }, draw.prizes.map((prize) => el("li", { class: "prize" }, icon("gift"), prizeText(context, prize)))),
-        el("p", { class: "row between" }, el("span", { class: "muted" }, t("draw.entrants", { n: whole(draw.entrants) })), draw.state === "open" && draw.closes_at && el("span", { class: "countdown" }, icon("clock"), t("draw.closes_in"), el("time", { dataset: { until: draw.closes_at } }))),
+        el("p", { class: "row between" }, el("span", { class: "muted" }, t("draw.entrants", { n: whole(draw.entrants) })), draw.state === "open" && draw.closes_at && el("span", { class: "countdown" }, icon("clock"), t("draw.closes_in"), countdownTo(draw.closes_at))),
         winners ? winnerList(winners, context.me.id) : entryForm(context, mine, draw, typed, refresh),
         proof(draw),
       ),
@@ -149,7 +151,8 @@ function announceWinners(context, mine, { draw, winners }) {
 
 function envelopeChip(context, mine, envelope) {
   const note = envelope.state === "open" ? t("envelope.remaining", { n: whole(envelope.remaining), total: whole(envelope.count) }) : t(`envelope_state.${envelope.state}`);
-  return chip(envelope, "envelope", "envelope", envelope.title || t("envelope.title"), note, () => openEnvelope(context, mine, envelope.id));
+  const title = envelope.title || t("envelope.title");
+  return chip(mine, envelope, { kind: "envelope", iconName: "envelope", title, note, onclick: () => openEnvelope(context, mine, envelope.id) });
 }
 
 function openEnvelope(context, mine, id) {

@@ -2,7 +2,7 @@
 
 import { explain } from "../api.js";
 import { byId, el } from "../dom.js";
-import { dateTime, money } from "../format.js";
+import { countdownTo, dateTime, money } from "../format.js";
 import { t, word } from "../i18n.js";
 import { newKey } from "../live-client.js";
 import { busy, confirmSheet, openSheet, toast } from "../sheets.js";
@@ -84,6 +84,6 @@ function openOrderActions(context, order) {
     { class: "row" },
     el("button", { type: "button", class: "button primary small", onclick: pay }, t("orders.pay")),
     el("button", { type: "button", class: "button quiet small", onclick: cancel }, t("orders.cancel")),
-    order.pay_by && el("span", { class: "small-text muted" }, `${t("buy.pay_within")} `, el("time", { dataset: { until: order.pay_by } })),
+    order.pay_by && el("span", { class: "small-text muted" }, `${t("buy.pay_within")} `, countdownTo(order.pay_by)),
   );
 }

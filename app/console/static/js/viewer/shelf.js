@@ -1,7 +1,7 @@
 /** The pinned offer and the shelf: what can be bought now, what it costs, how much is left. */
 
 import { byId, el, icon, setText, show } from "../dom.js";
-import { money, serverNow, whole } from "../format.js";
+import { countdownTo, money, serverNow, whole } from "../format.js";
 import { t } from "../i18n.js";
 import { picture } from "../picture.js";
 import { available, offerStatus, shelf } from "../room-state.js";
@@ -102,7 +102,7 @@ function stockLine(context, offer) {
   const words = el("span");
   const opening = offer.opens_at && Date.parse(offer.opens_at) > serverNow() ? offer.opens_at : null;
   const closing = !opening && offer.closes_at && Date.parse(offer.closes_at) > serverNow() ? offer.closes_at : null;
-  const timer = (opening ?? closing) && el("span", { class: "countdown" }, icon("bolt"), t(opening ? "viewer.opens_in" : "viewer.closes_in"), el("time", { dataset: { until: opening ?? closing } }));
+  const timer = (opening ?? closing) && el("span", { class: "countdown" }, icon("bolt"), t(opening ? "viewer.opens_in" : "viewer.closes_in"), countdownTo(opening ?? closing));
   const button = el("button", { type: "button", class: "button primary small", dataset: { buy: offer.id }, onclick: () => buy(context, offer.id) });
   const line = el("div", { class: "stock" }, timer, el("div", { class: "stock-bar", "aria-hidden": "true" }, fillBar), words);
   const refresh = () => {

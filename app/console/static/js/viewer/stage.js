@@ -1,7 +1,7 @@
 /** The stage: who is on, whether the show runs, how many watch, the notice, likes and their hearts. */
 
 import { byId, el, icon, setText, show } from "../dom.js";
-import { compact } from "../format.js";
+import { compact, countdownTo } from "../format.js";
 import { t, word } from "../i18n.js";
 import { phaseOf } from "../room-state.js";
 
@@ -46,7 +46,7 @@ function curtainOf(phase, state) {
   const title = el("h2", {}, t(`curtain.${phase}`));
   if (phase === "interrupted") return [title, el("p", {}, state.session.reason || t("curtain.interrupted_text"))];
   if (phase !== "scheduled") return [title, el("p", {}, t(`curtain.${phase}_text`))];
-  return [title, el("p", {}, next.title), el("time", { dataset: { until: next.starts_at }, datetime: next.starts_at }), el("p", {}, t("curtain.scheduled_text"))];
+  return [title, el("p", {}, next.title), countdownTo(next.starts_at), el("p", {}, t("curtain.scheduled_text"))];
 }
 
 function drawNotice(text) {
