@@ -124,6 +124,7 @@ async def write_mirror(engines: Engines, room_id: str, mirror: Mirror, sanctions
         pipeline.delete(_key(room_id, "state"))
         pipeline.hset(_key(room_id, "state"), mapping=cast("dict[Any, Any]", fields))
         pipeline.expire(_key(room_id, "state"), engines.settings.hot_keys_ttl_s)
+        pipeline.persist(_key(room_id, "archive"))
         await pipeline.execute()
     await engines.fanout.sadd(ROOMS_KEY, room_id)
 
@@ -183,12 +184,17 @@ async def list_rooms(engines: Engines) -> list[str]:
 
 
 async def leave_out_idle_room(engines: Engines, room_id: str) -> None:
-    """Takes a room whose mirror has expired off the list. Looks again afterwards: it may have come back to life meanwhile."""
+    """Takes a room whose mirror has expired off the list, and lets its empty archive stream go in time.
+
+    Looks again afterwards: the room may have come back to life meanwhile.
+    """
     if await engines.fanout.exists(_key(room_id, "state")):
         return
     await engines.fanout.srem(ROOMS_KEY, room_id)
     if await engines.fanout.exists(_key(room_id, "state")) or await engines.fanout.xlen(_key(room_id, "archive")):
         await engines.fanout.sadd(ROOMS_KEY, room_id)
+    else:
+        await engines.fanout.expire(_key(room_id, "archive"), engines.settings.hot_keys_ttl_s)
 
 
 async def read_archive(engines: Engines, room_id: str) -> list[ArchiveEntry]:
@@ -304,8 +310,8 @@ async def list_sanctions(
 
 async def insert_messages(session: AsyncSession, rows: list[dict[str, Any]]) -> set[str]:
     """The ids that were new. A batch that is read again after a crash inserts nothing."""
-    statement = insert(ChatMessageRow).values(rows).on_conflict_do_nothing().returning(ChatMessageRow.id)
-    return set(await session.scalars(statement))
+    statement = insert(ChatMessageRow).on_conflict_do_nothing().returning(ChatMessageRow.id)
+    return set(await session.scalars(statement, rows))
 
 
 async def lock_message(session: AsyncSession, room_id: str, message_id: str) -> ChatMessageRow | None:

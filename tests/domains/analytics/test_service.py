@@ -4,16 +4,23 @@ from typing import Any
 
 import msgspec
 import pytest
+from sqlalchemy import func, select
 
 from app.core.caller import Caller
 from app.core.errors import AppError
 from app.domains.analytics import service, store
 from app.domains.analytics.rules import Report
+from app.domains.analytics.tables import OrderFact
 from app.domains.chat import service as chat
+from app.domains.envelopes import service as envelopes
+from app.domains.envelopes.rules import EnvelopeDraft, Mode
 from app.domains.inventory import service as inventory
+from app.domains.lottery import service as lottery
+from app.domains.lottery.rules import Condition, DrawDraft, PrizeDraft, PrizeKind
 from app.domains.orders import aftersales, payments
 from app.domains.orders.tables import SandboxCharge
 from app.domains.rooms import service as rooms
+from app.domains.wallet import service as wallet
 from app.protocol.channels import staff_channel
 from app.protocol.commands import OrderPay
 from app.protocol.events import OrderChanged, OrderPaid, OrderPlacedEvent
@@ -283,6 +290,49 @@ async def test_a_prize_is_no_sale(show: Show) -> None:
         await service.on_order_paid(work, show.id, event)
     figures = await show.figures()
     assert (figures["orders"], figures["paid_orders"], figures["units_sold"]) == (0, 0, 0)
+
+
+async def test_draws_and_envelopes_are_in_the_report_and_prizes_are_no_sales(show: Show) -> None:
+    async with show.engines.work() as work:
+        await wallet.deposit(work, room_id=show.id, amount_minor=1000, currency="CNY", reference="bank-1", by="op")
+    async with show.engines.work() as work:
+        harvest = EnvelopeDraft(title="Harvest", mode=Mode.EQUAL, total_minor=1000, count=2, ttl_s=600)
+        envelope = await envelopes.open_envelope(work, harvest, room_id=show.id, session_id=show.session, by="host")
+    await envelopes.grab(show.engines, envelope_id=envelope.id, viewer_id="ann", key="k")
+    prize = PrizeDraft(PrizeKind.PRODUCT, "A bag of rice", 1, offer_id=show.rice)
+    thanks = DrawDraft(title="Thanks", condition=Condition.EVERYONE, keyword="", prizes=(prize,), duration_s=None)
+    draw = await lottery.open_draw(show.engines, thanks, room_id=show.id, session_id=show.session, by="host")
+    await lottery.enter(show.engines, draw_id=draw, viewer_id="ann", name="Ann", key="k")
+    await lottery.close_draw(show.engines, draw, by="host")
+    await lottery.close_due_draws(show.engines)
+    await show.shelf.intake()
+    await show.end()
+    report = await show.report()
+    assert report["draws"] == [
+        {
+            "id": draw,
+            "title": "Thanks",
+            "state": "drawn",
+            "entrants": 1,
+            "winners": [{"viewer": "ann", "name": "Ann", "prize": "A bag of rice"}],
+        }
+    ]
+    assert report["envelopes"] == {
+        "envelopes": 1,
+        "shares": 2,
+        "opened": 1,
+        "funded_minor": 1000,
+        "opened_minor": 500,
+        "refunded_minor": 0,
+    }
+    async with show.engines.sql.read() as session:
+        assert await session.scalar(select(func.count()).select_from(OrderFact)) == 1  # The prize is known ...
+    assert (report["summary"]["orders"], report["summary"]["paid_orders"], report["summary"]["holds"]) == (
+        0,
+        0,
+        0,
+    )  # ... and counts nowhere
+    assert report["offers"][1]["sold"] == 1
 
 
 async def test_figures_are_pushed_to_the_team_once_in_two_seconds(show: Show) -> None:

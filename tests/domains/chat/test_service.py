@@ -441,7 +441,10 @@ async def test_an_idle_room_leaves_the_list_and_comes_back(room: Room) -> None:
     await room.engines.fanout.delete(f"{{{room.id}}}:chat:state")  # as its expiry does
     await service.archive_chat(room.engines)
     assert await store.list_rooms(room.engines) == []
+    archive = f"{{{room.id}}}:chat:archive"
+    assert await room.engines.fanout.ttl(archive) == room.engines.settings.hot_keys_ttl_s
     await room.say("ann", "again")
+    assert await room.engines.fanout.ttl(archive) == -1
     await service.archive_chat(room.engines)
     assert [text for text, _ in await room.rows()] == ["again", "hello"]
 
