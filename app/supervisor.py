@@ -46,7 +46,12 @@ STEADY_S = 30.0  # who ran this long starts its back-off anew
 PORT_WAIT_S = 8.0  # web processes of a product that was killed just now are still draining
 LISTEN_BACKLOG = 2048
 LOG_BYTES_MAX = 10_000_000
-DEMO_GUEST_RIGHTS = "room.watch,chat.send,inventory.reserve,order.place,draw.enter,envelope.grab,wallet.view"
+# Who looks in on the demo shall be able to do everything, and see deadlines pass within one show.
+DEMO_SETTINGS = {
+    "JISHI_GUEST_RIGHTS": "room.watch,chat.send,inventory.reserve,order.place,draw.enter,envelope.grab,wallet.view",
+    "JISHI_HOLD_TTL_S": "120",
+    "JISHI_PAYMENT_TTL_S": "150",
+}
 DRAIN_S = "3"
 
 
@@ -183,7 +188,8 @@ class Supervisor:
             "PYTHONUNBUFFERED": "1",
         }
         if self.with_demo:
-            environment.setdefault("JISHI_GUEST_RIGHTS", DEMO_GUEST_RIGHTS)
+            for name, value in DEMO_SETTINGS.items():
+                environment.setdefault(name, value)
         return environment
 
     def _web(self, number: int, listener: socket.socket, environment: dict[str, str]) -> Child:

@@ -272,13 +272,20 @@ class Hub:
             SUBSCRIPTIONS.dec(self.rooms[parsed[1]].leave(connection, parsed[0]))
 
     def _on_control(self, raw: bytes) -> None:
-        """`{"do": "disconnect" | "unsubscribe", "user": ..., "room": optional, "code": optional}` from any process."""
+        """From any process: `{"do": "disconnect" | "unsubscribe", "user": ..., "room": optional, "code": optional}`,
+
+        and `{"do": "recount", "room": ...}`: a new session counts those who are there already.
+        """
         try:
             message = msgspec.json.decode(raw, type=dict[str, str])
         except msgspec.DecodeError:
             log.warning("control message that is none of ours")
             return
         room = message.get("room", "")
+        if message.get("do") == "recount":
+            if room in self.rooms:
+                self.rooms[room].new_viewers |= set(self.rooms[room].viewers)
+            return
         for connection in [one for one in self.connections if one.caller.id and one.caller.id == message.get("user")]:
             if message.get("do") == "disconnect" and (not room or room in connection.members):
                 connection.close(_CLOSES.get(message.get("code", ""), codes.FORCE_DISCONNECT))

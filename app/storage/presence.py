@@ -45,8 +45,9 @@ async def unique_viewers(engines: Engines, room_id: str) -> int:
 
 
 async def reset_unique(engines: Engines, room_id: str) -> None:
-    """A new session counts anew."""
+    """A new session counts anew, beginning with those who are in the room: every node is asked to name them again."""
     await engines.fanout.delete(_unique_key(room_id))
+    await engines.streams.control({"do": "recount", "room": room_id})
 
 
 def _nodes_key(room_id: str) -> str:

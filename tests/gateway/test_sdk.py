@@ -18,6 +18,7 @@ from centrifuge import (
 )
 
 from app.protocol import codes
+from app.storage import presence
 from app.storage.streams import push_channel
 from app.storage.work import Engines
 from tests.gateway.conftest import Node, Nodes, Stage
@@ -339,6 +340,17 @@ async def test_history_and_presence(node: Node, engines: Engines, token: Any, vi
     with pytest.raises(ReplyError) as refusal:
         await room.publish({"text": "x"})
     assert refusal.value.code == 103
+
+
+async def test_a_new_session_counts_the_viewers_who_are_there_already(node: Node, engines: Engines, token: Any, viewer: Any) -> None:
+    """A crowd that came before the show once vanished from its unique viewers: the reset forgot it and nobody named it again."""
+    ann = viewer(node, token("ann"))
+    await ann.client.connect()
+    room, _ = await ann.subscribe("room:r1")
+    await room.ready(5)
+    await wait_until(lambda: presence.unique_viewers(engines, "r1"))
+    await presence.reset_unique(engines, "r1")
+    assert await wait_until(lambda: presence.unique_viewers(engines, "r1")) == 1
 
 
 async def listeners(engines: Engines) -> int:
