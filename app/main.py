@@ -54,6 +54,7 @@ def create_app(settings: Settings | None = None, *, engines: Engines | None = No
     app = FastAPI(
         title="Jishi",
         version=__version__,
+        openapi_url=None,  # rest/document.py serves the document, built off the event loop
         docs_url=None,  # FastAPI's pages load their scripts from a CDN; rest/document.py has one that does not
         redoc_url=None,
         lifespan=_lifespan(engines, close_engines=own),
