@@ -8,6 +8,7 @@ from fastapi import FastAPI
 
 from app.core.logs import configure_logs
 from app.core.settings import Settings
+from app.gateway.endpoint import frame_bytes_max
 from app.main import create_app
 
 FORCE_LOOK_S = 0.1
@@ -46,7 +47,7 @@ def serve(settings: Settings, *, descriptor: int | None = None) -> None:
         loop="uvloop",
         http="httptools",
         ws="websockets-sansio",
-        ws_max_size=settings.message_bytes_max + 1024,  # the gateway itself refuses what is too large, with a code that says so
+        ws_max_size=frame_bytes_max(settings),  # the gateway itself refuses what is too large, by an error reply
         ws_ping_interval=None,  # the client protocol has pings of its own
         ws_ping_timeout=None,
         ws_per_message_deflate=False,  # 64 to 316 KiB a connection, and frames could not be shared

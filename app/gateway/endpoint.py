@@ -4,8 +4,8 @@
 refused connections get a status and, when they may come again, a `Retry-After`. After it, one task reads and one writes; the writer
 is the only one that sends, so frames keep their order, and what waits for it is counted (uvicorn's `send` waits while the socket is full).
 
-The server's own limit of a message (`ws_max_size`) must lie above `message_bytes_max`, so that the session can refuse with an error reply
-instead of a close code that some SDKs retry for ever; `gateway.server` sets it.
+The server's own limit of a frame (`ws_max_size`) must be `frame_bytes_max`, well above that of a message, so that the session can refuse
+with an error reply instead of a close code that some SDKs retry for ever.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from starlette.responses import PlainTextResponse
 from starlette.websockets import WebSocketDisconnect
 
 from app.core.metrics import CLOSES, JOINS_REFUSED
+from app.core.settings import Settings
 from app.gateway.admission import Refusal
 from app.gateway.commanding import take_frame
 from app.gateway.connection import Connection
@@ -26,15 +27,28 @@ from app.protocol.codec import Codec
 from app.protocol.json_codec import JSON
 
 CODECS: tuple[Codec, ...] = (JSON,)
+FRAME_FACTOR = 16  # a frame may pipeline several messages of the largest size
+SEND_BYTES_MAX = 64 * 1024  # in one frame: the server takes a whole frame before it says that the socket is full
 CLOSE_GRACE_S = 5.0  # for a client that does not read: then the socket is dropped without a close frame
 
 log = structlog.get_logger()
 router = APIRouter()
 
 
+def frame_bytes_max(settings: Settings) -> int:
+    """For the server's `ws_max_size`."""
+    return settings.message_bytes_max * FRAME_FACTOR
+
+
 @router.websocket("/connection/websocket")
 async def connection_websocket(websocket: WebSocket) -> None:
-    hub: Hub = websocket.app.state.hub
+    try:
+        await _take_in(websocket, websocket.app.state.hub)
+    except (WebSocketDisconnect, OSError) as failure:
+        log.debug("client gone during the handshake", error=type(failure).__name__)
+
+
+async def _take_in(websocket: WebSocket, hub: Hub) -> None:
     refusal = _refusal(websocket, hub)
     if refusal is not None:
         JOINS_REFUSED.labels(refusal.reason).inc()
@@ -160,18 +174,29 @@ class AsgiTransport:
             while True:
                 await self._work.wait()
                 self._work.clear()
-                if self._waiting:
-                    await self._send_waiting()
-                if self._close is not None and not self._waiting:
+                while self._waiting:
+                    await self._send_next()
+                if self._close is not None:
                     code, reason = self._close
                     await self._websocket.close(code, reason)
                     return
         except (WebSocketDisconnect, RuntimeError, OSError) as failure:
             log.debug("client gone while sending", error=type(failure).__name__)
 
-    async def _send_waiting(self) -> None:
-        frame = self._waiting[0] if len(self._waiting) == 1 else self._codec.join(self._waiting)
-        self._waiting, self._in_flight, self._buffered = [], len(frame), 0
+    def _next_frame(self) -> bytes:
+        """What waits, up to about SEND_BYTES_MAX, as one frame."""
+        count, size = 1, len(self._waiting[0])
+        while count < len(self._waiting) and size + len(self._waiting[count]) <= SEND_BYTES_MAX:
+            size += len(self._waiting[count])
+            count += 1
+        frame = self._waiting[0] if count == 1 else self._codec.join(self._waiting[:count])
+        del self._waiting[:count]
+        self._in_flight = size
+        return frame
+
+    async def _send_next(self) -> None:
+        frame = self._next_frame()
+        self._buffered -= self._in_flight
         self._sending_since = self._loop.time()
         if self._codec.is_text:
             await self._websocket.send({"type": "websocket.send", "text": frame.decode()})

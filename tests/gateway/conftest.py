@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import pytest
+import uvicorn
 from fastapi import FastAPI
 from msgspec import Meta
 
@@ -18,9 +19,9 @@ from app.domains.accounts.endpoints import DOMAIN as ACCOUNTS
 from app.domains.accounts.service import make_token
 from app.gateway import endpoint
 from app.gateway.hub import Hub
-from app.gateway.server import Server, server_config
 from app.protocol.codes import BANNED, UNKNOWN_CHANNEL
 from app.protocol.commands import Reply, Request
+from app.serve import Server
 from app.storage.work import Engines
 from tests.support.runtime import TestRuntime
 from tests.support.waiting import wait_until
@@ -109,9 +110,19 @@ async def start_node(engines: Engines, settings: Settings | None = None) -> Node
     hub = app.state.hub = Hub(engines if settings is None else with_settings(engines, settings))
     app.include_router(endpoint.router)
     await hub.start()
-    server = Server(server_config(app, hub.settings, host="127.0.0.1", port=0), app)
-    server.config.lifespan = "off"
-    server.install_signal_handlers = lambda: None
+    config = uvicorn.Config(
+        app,
+        host="127.0.0.1",
+        port=0,
+        ws="websockets-sansio",
+        ws_max_size=endpoint.frame_bytes_max(hub.settings),
+        ws_per_message_deflate=False,
+        ws_ping_interval=None,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+    )
+    server = Server(config, app)
     task = asyncio.create_task(server._serve())
     await wait_until(lambda: server.started and hub.bus.is_connected)
     port = server.servers[0].sockets[0].getsockname()[1]
