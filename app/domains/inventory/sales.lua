@@ -17,8 +17,7 @@ if now == 0 then
 end
 
 local BUCKET = {held = 'held', ordered = 'ordered', sold = 'sold'}  -- the counter of a state; the other states hold no stock
-local cache = {[OFFERS] = {}, [HOLDS] = {}}
-local dirty = {[OFFERS] = {}, [HOLDS] = {}}
+local cache, dirty = {[OFFERS] = {}, [HOLDS] = {}}, {[OFFERS] = {}, [HOLDS] = {}}
 local counts, deadlines, memories, entries, placed, ended = {}, {}, {}, {}, {}, {}
 
 local function record(key, id)
@@ -33,14 +32,14 @@ end
 
 local function offer_of(id) return record(OFFERS, id) end
 local function hold_of(id) return record(HOLDS, id) end
-local function keep(key, id, value) cache[key][id], dirty[key][id] = value, true end  -- a value of `false` forgets it
+local function keep(key, id, value) cache[key][id], dirty[key][id] = value, value end  -- a value of `false` forgets it
 
 local function tell(kind, data) entries[#entries + 1] = {kind, data} end
 local function is_due(hold) return hold.deadline > 0 and hold.deadline <= now end
 
 local function count_of(offer, viewer)
   local field = offer .. '|' .. viewer
-  if not counts[field] then counts[field] = tonumber(redis.call('HGET', COUNTS, field) or 0) end
+  if counts[field] == nil then counts[field] = tonumber(redis.call('HGET', COUNTS, field) or 0) end
   return counts[field], field
 end
 
@@ -86,17 +85,19 @@ local function settle_due()  -- bounded; what it leaves, the next call or the ex
   return #due
 end
 
-local function write(key)
-  for id in pairs(dirty[key]) do
-    local value = cache[key][id]
-    if value then redis.call('HSET', key, id, cjson.encode(value)) else redis.call('HDEL', key, id) end
-  end
+local function call_all(command, key, arguments)  -- one call for all; far below Lua's limit of some 8,000 arguments
+  if #arguments > 0 then redis.call(command, key, unpack(arguments)) end
 end
 
-local function schedule(key, scores)
-  for id, score in pairs(scores) do
-    if score then redis.call('ZADD', key, score, id) else redis.call('ZREM', key, id) end
+local function write(key, values, put, remove, value_first)  -- a value of `false` is removed
+  local set, gone = {}, {}
+  for id, value in pairs(values) do
+    if not value then gone[#gone + 1] = id
+    elseif value_first then set[#set + 1] = value set[#set + 1] = id
+    else set[#set + 1] = id set[#set + 1] = type(value) == 'table' and cjson.encode(value) or value end
   end
+  call_all(put, key, set)
+  call_all(remove, key, gone)
 end
 
 local function commit()
@@ -109,12 +110,11 @@ local function commit()
   end
   if #ended > 0 then table.insert(entries, 1, {'hold.ended', {holds = ended}}) end
   if #placed > 0 then table.insert(entries, 1, {'hold.placed', {holds = placed}}) end
-  write(OFFERS)
-  write(HOLDS)
-  for field, count in pairs(counts) do
-    if count > 0 then redis.call('HSET', COUNTS, field, count) else redis.call('HDEL', COUNTS, field) end
-  end
-  schedule(DEADLINES, deadlines)
-  schedule(MEMORIES, memories)
+  write(OFFERS, dirty[OFFERS], 'HSET', 'HDEL')
+  write(HOLDS, dirty[HOLDS], 'HSET', 'HDEL')
+  for field, count in pairs(counts) do counts[field] = count > 0 and count end
+  write(COUNTS, counts, 'HSET', 'HDEL')
+  write(DEADLINES, deadlines, 'ZADD', 'ZREM', true)
+  write(MEMORIES, memories, 'ZADD', 'ZREM', true)
   for _, entry in ipairs(entries) do redis.call('XADD', OUTBOX, '*', 't', entry[1], 'd', cjson.encode(entry[2])) end
 end
