@@ -10,7 +10,6 @@ Invariants
 It is one plain loop without threads or asyncio: all it does is look ten times a second who has ended.
 """
 
-import asyncio
 import contextlib
 import http.client
 import os
@@ -30,17 +29,15 @@ from typing import IO
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table as Grid
-from sqlalchemy.ext.asyncio import create_async_engine
 
 from app.core.errors import SetupError
 from app.core.settings import DEMO_SECRET, Settings
 from app.storage.children import die_with_parent
 from app.storage.data_dir import Running, forget_running, kept_secret, locked, write_running
 from app.storage.embedded import Engine, Postgres, Valkey
-from app.storage.sql import Table, async_url
 
 LOOK_S = 0.1
-READY_S_MAX = 60.0
+READY_S_MAX = 120.0  # a small machine that is busy with other things takes long to import everything
 BACK_OFF_S_MAX = 10.0
 STEADY_S = 30.0  # who ran this long starts its back-off anew
 PORT_WAIT_S = 8.0  # web processes of a product that was killed just now are still draining
@@ -285,19 +282,9 @@ class Supervisor:
 
 
 def prepare_schema(database_url: str) -> None:
-    from app.storage.migrate import has_migrations, migrate  # noqa: PLC0415 - Alembic and all domains, only needed here
+    from app.storage.migrate import migrate  # noqa: PLC0415 - Alembic and all domains, only needed here
 
-    if has_migrations():
-        migrate(database_url)
-    else:
-        asyncio.run(_create_tables(database_url))
-
-
-async def _create_tables(database_url: str) -> None:
-    engine = create_async_engine(async_url(database_url))
-    async with engine.begin() as connection:
-        await connection.run_sync(Table.metadata.create_all)
-    await engine.dispose()
+    migrate(database_url)
 
 
 def token_secret(settings: Settings, data_dir: Path) -> str:

@@ -1,6 +1,6 @@
 """${message}
 
-Revision: ${up_revision}, after ${down_revision | comma,n}, ${create_date}
+Revision: ${up_revision}, after ${down_revision or "nothing" | comma,n}, ${create_date}
 Additive first: what the running version still reads is dropped one version later.
 """
 

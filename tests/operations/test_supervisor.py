@@ -22,7 +22,7 @@ from tests.support.waiting import wait_until_sync
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("up"), pytest.mark.timeout(240)]
 
-START_S = 90
+START_S = 150
 
 
 @dataclass(frozen=True)

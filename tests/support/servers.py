@@ -14,7 +14,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from app.storage.embedded import Postgres, Valkey
-from app.storage.sql import Table, async_url
+from app.storage.migrate import migrate
+from app.storage.sql import async_url
 
 # Empties the tables that hold anything; truncating all of them would cost more than most tests.
 CLEAN_FUNCTION = """
@@ -71,13 +72,11 @@ def run_apart(work: Coroutine[Any, Any, None]) -> None:
 
 
 async def make_schema(database_url: str) -> None:
-    """Every table of every domain, as the migrations make them (tests/operations/test_migrations.py compares the two)."""
-    import app.composition  # noqa: F401, PLC0415 - makes all tables known; a domain that cannot be imported breaks here alone
-
+    """By the migrations, as an operator's database gets it."""
+    await asyncio.to_thread(migrate, database_url)  # Alembic's environment runs a loop of its own
     engine = create_async_engine(async_url(database_url))
     try:
         async with engine.begin() as connection:
-            await connection.run_sync(Table.metadata.create_all)
             await connection.execute(text(CLEAN_FUNCTION))
     finally:
         await engine.dispose()
