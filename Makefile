@@ -55,6 +55,7 @@ lock: ## Resolve all dependencies again into requirements.lock
 
 migration: install ## Write a migration for what changed in the tables (NAME=what)
 	$(BIN)/python -m app.storage.draft_migration "$(NAME)"
+	$(BIN)/ruff format --quiet migrations/versions
 
 browser: ## A Chromium and a Chinese font for the browser tests
 	@bash .ci/browser
