@@ -26,18 +26,21 @@ const context = { roomId, state: emptyState(), me: { id: "", name: "" }, client:
 
 bindLanguageSwitch(byId("language"));
 startCountdowns();
-await preview();
-await enter();
+if (await preview()) await enter();
 
-/** What anybody may see, before joining: the page is never an empty frame behind a form. */
+/** What anybody may see, before joining: the page is never an empty frame behind a form. False when there is nothing to join. */
 async function preview() {
   try {
     context.state = fromSnapshot(await new Api().get(`/rooms/${roomId}/snapshot`));
   } catch (error) {
-    if (error.status === 404) setText(byId("room-title"), t("viewer.no_such_room"));
+    if (error.status === 404) {
+      setText(byId("room-title"), t("viewer.no_such_room"));
+      return false;
+    }
   }
   context.parts.push(stagePart(context));
   redraw(ALL_PARTS);
+  return true;
 }
 
 async function enter() {
