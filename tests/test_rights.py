@@ -224,7 +224,7 @@ async def state_of(engines: Engines) -> dict[str, str]:
     async for key in engines.sales.scan_iter():
         value = await engines.sales.dump(key)
         if value is not None and b"presence" not in key and b"jishi:attempts" not in key:
-            passing = "passing " if await engines.sales.ttl(key) > 0 else ""  # may run out by itself at any time
+            passing = "passing " if await engines.sales.pttl(key) >= 0 else ""  # may run out by itself at any time
             state[key.decode()] = passing + hashlib.sha256(value).hexdigest()
     return state
 
