@@ -61,7 +61,7 @@ def test_a_host_signs_in_prices_pins_and_draws(open_page: OpenPage, product: Any
     expect(viewer.get_by_text("You are in. Good luck!").first).to_be_visible()
     host.get_by_role("button", name="Close and draw").click()
     expect(viewer.locator("dialog").get_by_text("You won: ¥10.00!")).to_be_visible()
-    expect(host.locator("[data-draw]")).to_contain_text("Lin")
+    expect(host.locator("[data-draw]")).to_contain_text("Winners: L")
     host.get_by_role("button", name="Send an envelope").click()
     host.get_by_role("button", name="Fund and open").click()
     expect(viewer.locator(".game.envelope")).to_contain_text("20 of 20 left")

@@ -73,12 +73,13 @@ function drawRow(context, draw) {
     const answer = await confirmSheet(t("games.cancel_question", { title: draw.title }), { action: t("games.cancel"), ask: t("show.reason") });
     if (answer) await busy(button, async () => (await context.api.post(`/draws/${draw.id}/cancel`, { reason: answer.text || t("games.cancelled_by_host") }), await context.reloadGames()), explain);
   };
-  const winners = draw.winners ?? [];
+  const winners = context.state.winners.get(draw.id) ?? []; // as the room was told; the report has them for good
+  const entrants = draw.state === "open" ? (context.state.draws.get(draw.id)?.entrants ?? draw.entrants) : draw.entrants;
   return el(
     "li",
     { class: "game-row stack tight", dataset: { draw: draw.id, state: draw.state } },
     el("div", { class: "row between" }, el("h3", {}, draw.title), el("span", { class: `badge ${draw.state === "open" ? "good" : ""}` }, t(`draw_state.${draw.state}`))),
-    el("p", { class: "muted small-text" }, [t("draw.entrants", { n: whole(draw.entrants ?? 0) }), draw.keyword && `“${draw.keyword}”`, ...(draw.prizes ?? []).map((prize) => `${prize.name} × ${prize.count}`)].filter(Boolean).join(" · "), draw.state === "open" && draw.closes_at && el("span", {}, " · ", t("draw.closes_in"), " ", countdownTo(draw.closes_at))),
+    el("p", { class: "muted small-text" }, [t("draw.entrants", { n: whole(entrants) }), draw.keyword && `“${draw.keyword}”`, ...(draw.prizes ?? []).map((prize) => `${prize.name} × ${prize.count}`)].filter(Boolean).join(" · "), draw.state === "open" && draw.closes_at && el("span", {}, " · ", t("draw.closes_in"), " ", countdownTo(draw.closes_at))),
     winners.length > 0 && el("p", { class: "small-text" }, `${t("draw.winners")}: ${winners.map((winner) => winner.name).join(", ")}`),
     draw.state === "open" && context.may("draw.run") && el("div", { class: "row tight" }, el("button", { type: "button", class: "button primary small", dataset: { act: "close-draw" }, onclick: close }, t("games.close")), el("button", { type: "button", class: "button quiet small", onclick: cancel }, t("games.cancel"))),
   );

@@ -9,9 +9,11 @@ import { busy, confirmSheet, openSheet, toast } from "../sheets.js";
 
 const STATE_BADGE = { paid: "good", shipped: "good", placed: "warn", cancelled: "", expired: "", refunded: "bad" };
 const CHANGES = new Set(["order.placed", "order.paid", "order.changed", "payment.declined"]);
+const CREDITS = new Set(["share.opened", "draw.won"]);
 
 export function ordersPart(context) {
-  let list = null; // the element, while the sheet is open
+  let list = null; // the elements, while the sheet is open
+  let wallet = null;
   const refresh = async () => {
     if (!list) return;
     try {
@@ -22,9 +24,9 @@ export function ordersPart(context) {
     }
   };
   byId("open-orders").addEventListener("click", () => {
-    const sheet = openSheet(t("viewer.my_orders"), { onClose: () => (list = null) });
+    const sheet = openSheet(t("viewer.my_orders"), { onClose: () => (list = wallet = null) });
     list = el("div", { class: "stack" }, el("p", { class: "empty" }, t("common.loading")));
-    const wallet = el("div");
+    wallet = el("div");
     sheet.body.append(el("div", { class: "stack" }, wallet, list));
     context.closeOrders = sheet.close;
     refresh();
@@ -33,6 +35,7 @@ export function ordersPart(context) {
   return {
     refresh,
     event(event) {
+      if (CREDITS.has(event.type) && wallet) drawWallet(context, wallet);
       if (!CHANGES.has(event.type)) return;
       refresh();
       if (event.type === "order.changed") toast(t("orders.changed", { state: word("order_state", event.state) }), "info");
