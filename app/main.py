@@ -15,8 +15,9 @@ from app.console.pages import router as console_router
 from app.core.caller import Caller
 from app.core.registry import Registry
 from app.core.runtime import Runtime
-from app.core.settings import Settings
-from app.domains.accounts.service import resolve, split_words
+from app.core.settings import Settings, split_words
+from app.domains.accounts.service import resolve
+from app.domains.accounts.tokens import keeping_keys_fresh
 from app.gateway.endpoint import router as gateway_router
 from app.gateway.hub import Hub
 from app.rest import document, probes
@@ -71,15 +72,16 @@ def create_app(settings: Settings | None = None, *, engines: Engines | None = No
 def _lifespan(engines: Engines, *, close_engines: bool) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        await app.state.hub.start()
-        try:
-            yield
-        finally:
-            app.state.draining = True
-            await app.state.hub.drain()
-            await app.state.hub.stop()
-            if close_engines:
-                await engines.close()
+        async with keeping_keys_fresh(engines):
+            await app.state.hub.start()
+            try:
+                yield
+            finally:
+                app.state.draining = True
+                await app.state.hub.drain()
+                await app.state.hub.stop()
+                if close_engines:
+                    await engines.close()
 
     return lifespan
 

@@ -27,6 +27,8 @@ REQUEST_SECONDS = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
 )
 
+JWKS_FETCHES = Counter("jishi_jwks_fetches_total", "Fetches of the keys that the company's backend signs tokens with", ["result"])
+
 # hot path
 BATCH_SIZE = Histogram(
     "jishi_group_commit_batch_size",

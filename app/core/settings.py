@@ -3,16 +3,19 @@
 The engines' addresses have the names that hosting platforms use (`REDIS_URL`, `DATABASE_URL`); all else starts with `JISHI_`.
 """
 
+import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr
+from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.core.errors import SetupError
 
 DEMO_SECRET = "jishi-demo-secret-change-me-before-you-go-live"  # noqa: S105 - published on purpose; production refuses it
 SECRET_BYTES_MIN = 32
+COMPANY_ALGORITHMS = ("RS256", "ES256", "EdDSA")  # asymmetric only: a published key must never be able to sign
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -42,6 +45,13 @@ class Settings(BaseSettings):
     token_secret: SecretStr = SecretStr(DEMO_SECRET)
     token_ttl_s: Positive = 12 * 3600
     guest_token_ttl_s: Positive = 2 * 3600
+    jwks_url: str = Field(default="", description="public keys of the company's backend, which signs its users' tokens; empty: off")
+    jwks_algorithms: str = Field(default=",".join(COMPANY_ALGORITHMS), description="comma-separated; what those keys may sign with")
+    jwks_refresh_s: Positive = 300
+    jwks_timeout_s: Annotated[int, Field(gt=0, le=4)] = 3  # clients give a command up after 5 s
+    jwks_keys_max: Positive = 32
+    token_issuer: str = Field(default="", description="`iss` that a token signed with a JWKS key must have; empty: any")
+    token_audience: str = Field(default="", description="`aud` that a token signed with a JWKS key must have; empty: any")
     guests_allowed: bool = True
     guest_rights: str = Field(
         default="room.watch,chat.send,inventory.reserve,order.place", description="comma-separated; draws and envelopes need a known viewer"
@@ -113,6 +123,22 @@ class Settings(BaseSettings):
     # Keeping
     hot_keys_ttl_s: Positive = 24 * 3600
 
+    @field_validator("jwks_url")
+    @classmethod
+    def _check_jwks_url(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if url and (parts.scheme not in {"http", "https"} or not parts.hostname):
+            raise ValueError("must be an http:// or https:// URL")
+        return url
+
+    @field_validator("jwks_algorithms")
+    @classmethod
+    def _check_jwks_algorithms(cls, text: str) -> str:
+        words = split_words(text)
+        if not words or not set(words) <= set(COMPANY_ALGORITHMS):
+            raise ValueError(f"must be one or more of {', '.join(COMPANY_ALGORITHMS)}, separated by commas")
+        return text
+
     @property
     def base_url(self) -> str:
         return self.public_url.rstrip("/") or f"http://{self.host}:{self.port}"
@@ -122,13 +148,21 @@ class Settings(BaseSettings):
         return self.token_secret.get_secret_value().encode()
 
     def check_production(self) -> None:
-        """Refuse to serve strangers on a secret that everybody can read."""
+        """Refuse to serve strangers on a secret that everybody can read, or on keys that anybody on the way can exchange."""
         if self.environment != "production":
             return
         if self.token_secret.get_secret_value() == DEMO_SECRET:
             raise SetupError("JISHI_TOKEN_SECRET is the published demo secret: set your own, for instance with `openssl rand -hex 32`")
         if len(self.secret_bytes) < SECRET_BYTES_MIN:
             raise SetupError(f"JISHI_TOKEN_SECRET is shorter than {SECRET_BYTES_MIN} bytes: set a longer one (`openssl rand -hex 32`)")
+        if self.jwks_url and urlsplit(self.jwks_url).scheme == "http" and not _is_loopback(urlsplit(self.jwks_url).hostname or ""):
+            raise SetupError(
+                "JISHI_JWKS_URL is not encrypted: use https://, or a server on this machine, so that nobody can exchange the keys"
+            )
+        if (self.token_issuer or self.token_audience) and not self.jwks_url:
+            raise SetupError(
+                "JISHI_TOKEN_ISSUER and JISHI_TOKEN_AUDIENCE concern tokens signed with a JWKS key: set JISHI_JWKS_URL, or unset them"
+            )
 
     def check_engines(self) -> None:
         missing = [name for name, url in (("REDIS_URL", self.redis_url), ("DATABASE_URL", self.database_url)) if not url]
@@ -136,3 +170,15 @@ class Settings(BaseSettings):
             raise SetupError(
                 f"{' and '.join(missing)} not set, and no running product found in {self.data_dir}: set them, or run `jishi up`"
             )
+
+
+def split_words(text: str) -> list[str]:
+    """The words of a comma-separated setting."""
+    return [word for word in (part.strip() for part in text.split(",")) if word]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

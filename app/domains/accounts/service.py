@@ -1,8 +1,8 @@
-"""Tokens, sign-in, guests, staff and API keys.
+"""Sign-in, guests, staff and API keys.
 
-A viewer's token is checked without a database: signature, algorithm, claims, time. The signature of one token is verified once a process;
-its expiry every time. Sign-in answers an unknown login and a wrong password alike and in the same time.
-What it does not do: take a token back before it expires (keep `token_ttl_s` short for staff who may leave).
+Sign-in answers an unknown login and a wrong password alike and in the same time.
+What it does not do: say what a token is worth (tokens.py), or take one back before it expires (keep `token_ttl_s` short for staff who may
+leave).
 """
 
 import asyncio
@@ -12,9 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
-from typing import Any
 
-import jwt
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 from sqlalchemy.exc import IntegrityError
@@ -22,25 +20,21 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.caller import ANYWHERE, Caller
 from app.core.errors import AppError
-from app.core.settings import Settings
 from app.domains.accounts import rules, store
-from app.domains.accounts.rules import Grant, Identity
+from app.domains.accounts.rules import Grant
 from app.domains.accounts.tables import ApiKey, Staff
+from app.domains.accounts.tokens import authenticate, make_token
 from app.protocol.codes import (
     BAD_REQUEST,
     CONFLICT,
     NOT_AVAILABLE,
     NOT_FOUND,
     PERMISSION_DENIED,
-    TOKEN_EXPIRED,
     TOO_MANY_REQUESTS,
     UNAUTHORIZED,
 )
 from app.storage.work import Engines, Work
 
-ALGORITHM = "HS256"
-TOKEN_BYTES_MAX = 8 * 1024
-TOKEN_CACHE_SIZE = 20_000  # verified tokens a process remembers: about one a connection, some 1 KiB each
 WINDOW_S = 60
 PASSWORD_CHARS_MIN = 10
 PASSWORD_CHARS_MAX = 200
@@ -66,77 +60,9 @@ class Token:
     expires_in_s: int
 
 
-# --- tokens -------------------------------------------------------------------------------------------------------------------------
-
-
-async def authenticate(engines: Engines, token: str) -> Caller:
-    """The caller of a signed token. Raises AppError `unauthorized` or `token_expired`."""
-    if len(token) > TOKEN_BYTES_MAX:
-        raise AppError(UNAUTHORIZED, f"the token is longer than {TOKEN_BYTES_MAX} bytes")
-    identity = _verify(token, engines.settings.secret_bytes, engines.settings.guest_rights)
-    now_s = engines.runtime.now_ms() / 1000
-    expires_at_s = identity.caller.expires_at_s
-    if expires_at_s is not None and now_s >= expires_at_s:
-        raise AppError(TOKEN_EXPIRED, "the token has expired; get a fresh one")
-    if now_s < identity.not_before_s:
-        raise AppError(UNAUTHORIZED, "the token is not valid yet")
-    return identity.caller
-
-
 async def resolve(engines: Engines, token: str) -> Caller:
     """The caller of a REST request: a signed token, or an API key."""
     return await authenticate_api_key(engines, token) if token.startswith(API_KEY_MARK) else await authenticate(engines, token)
-
-
-@lru_cache(maxsize=TOKEN_CACHE_SIZE)
-def _verify(token: str, secret: bytes, guest_rights: str) -> Identity:
-    """Signature and claims, not time. The algorithm is ours to choose, never the token's: `none` and confused keys fail here."""
-    options: Any = dict.fromkeys(("verify_exp", "verify_nbf", "verify_iat", "verify_aud", "verify_iss", "verify_jti"), False)
-    try:
-        claims = jwt.decode(token, secret, algorithms=[ALGORITHM], options=options)
-        return rules.identity_of(claims, guest_rights=split_words(guest_rights))
-    except rules.BadClaims as failure:
-        raise AppError(UNAUTHORIZED, f"token: {failure}") from failure
-    except (jwt.InvalidTokenError, ValueError) as failure:  # ValueError: text that is no base64, or no UTF-8
-        raise AppError(
-            UNAUTHORIZED, f"the token is not valid: it must be a JWT signed with {ALGORITHM} and this server's secret"
-        ) from failure
-
-
-def make_token(  # noqa: PLR0913 - keyword-only, one for each claim
-    settings: Settings,
-    *,
-    subject: str,
-    name: str,
-    ttl_s: int | None,
-    now_ms: int,
-    roles: Iterable[str] = (),
-    rooms: Iterable[str] | None = None,
-    kind: str | None = None,
-    avatar: str = "",
-    level: int = 0,
-) -> str:
-    """A signed token. `ttl_s` None never expires. Raises AppError `bad_request` for a subject or role that could not come back in."""
-    if not rules.is_subject(subject):
-        raise AppError(BAD_REQUEST, f"subject {subject!r}: 1 to {rules.SUBJECT_CHARS_MAX} characters of A-Z a-z 0-9 . _ @ | + = ~ -")
-    role_texts = list(roles)
-    for role in role_texts:
-        if rules.parse_grant(role) is None:
-            raise AppError(BAD_REQUEST, f"role {role!r}: one of {', '.join(sorted(rules.ROLES))}, alone or as `role@room`")
-    info = {"name": name, "avatar": avatar, "level": level}
-    claims: dict[str, Any] = {"sub": subject, "iat": now_ms // 1000, "info": {key: value for key, value in info.items() if value}}
-    optional = {
-        "exp": None if ttl_s is None else now_ms // 1000 + ttl_s,
-        "roles": role_texts or None,
-        "rooms": None if rooms is None else list(rooms),
-        "kind": kind,
-    }
-    claims |= {key: value for key, value in optional.items() if value is not None}
-    return jwt.encode(claims, settings.secret_bytes, algorithm=ALGORITHM)
-
-
-def split_words(text: str) -> list[str]:
-    return [word for word in (part.strip() for part in text.split(",")) if word]
 
 
 # --- sign-in and guests -------------------------------------------------------------------------------------------------------------

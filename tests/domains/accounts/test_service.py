@@ -8,8 +8,8 @@ import jwt
 import pytest
 
 from app.core.errors import AppError
-from app.core.settings import Settings
-from app.domains.accounts import service
+from app.core.settings import Settings, split_words
+from app.domains.accounts import service, tokens
 from app.domains.accounts.tables import ApiKey
 from app.protocol.codes import BAD_REQUEST, CONFLICT, NOT_AVAILABLE, TOKEN_EXPIRED, TOO_MANY_REQUESTS, UNAUTHORIZED, ErrorCode
 from app.storage.work import Engines
@@ -82,7 +82,7 @@ async def test_the_algorithm_is_ours_to_choose(engines: Engines) -> None:
         "",
         "ä.ö.ü",
         "\ud800",
-        "x" * (service.TOKEN_BYTES_MAX + 1),
+        "x" * (tokens.TOKEN_BYTES_MAX + 1),
     ]
     for token in forged:
         with pytest.raises(AppError) as refusal:
@@ -161,7 +161,7 @@ async def test_guests_can_be_switched_off_and_are_limited_by_address(engines: En
     assert guest.subject.startswith("guest-")
     assert guest.name == f"Guest {guest.subject[6:10]}"
     caller = await service.authenticate(engines, guest.token)
-    assert set(caller.grants) == set(service.split_words(settings.guest_rights))
+    assert set(caller.grants) == set(split_words(settings.guest_rights))
     with pytest.raises(AppError) as refusal:
         await service.admit_guest(engines, name="", address="192.0.2.1")
     assert code_of(refusal) is TOO_MANY_REQUESTS
