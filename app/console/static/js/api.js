@@ -27,7 +27,9 @@ export class Api {
   }
 
   get(path, query = {}) {
-    const search = new URLSearchParams(Object.entries(query).filter(([, value]) => value !== "" && value !== null && value !== undefined));
+    const search = new URLSearchParams(
+      Object.entries(query).filter(([, value]) => value !== "" && value !== null && value !== undefined),
+    );
     return this.#request("GET", search.size > 0 ? `${path}?${search}` : path);
   }
 
@@ -75,7 +77,12 @@ export class Api {
     if (key) headers["Idempotency-Key"] = key;
     if (body !== undefined) headers["Content-Type"] = "application/json";
     try {
-      return await fetch(`/api/v1${path}`, { method, headers, body: JSON.stringify(body), signal: AbortSignal.timeout(TIMEOUT_MS) });
+      return await fetch(`/api/v1${path}`, {
+        method,
+        headers,
+        body: JSON.stringify(body),
+        signal: AbortSignal.timeout(TIMEOUT_MS),
+      });
     } catch {
       throw new ApiError(0, { detail: t("error.unreachable") });
     }
@@ -92,7 +99,14 @@ async function readProblem(answer) {
 
 /** One sentence for the person in front of the page, from whatever was thrown by REST or by the live client. */
 export function explain(error) {
-  const known = { 0: "error.no_answer", 101: "error.unauthorized", 103: "error.permission", 109: "error.expired", 111: "error.too_fast", 412: "error.banned" };
+  const known = {
+    0: "error.no_answer",
+    101: "error.unauthorized",
+    103: "error.permission",
+    109: "error.expired",
+    111: "error.too_fast",
+    412: "error.banned",
+  };
   const byStatus = { 401: "error.unauthorized", 429: "error.too_fast", 503: "error.unavailable" };
   if (error.name === "LiveError" && known[error.code]) return t(known[error.code]);
   if (error.name === "ApiError" && byStatus[error.status]) return t(byStatus[error.status]);

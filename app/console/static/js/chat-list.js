@@ -52,7 +52,8 @@ export function chatList({ lines, more, lineOf, welcome = "" }) {
   lines.addEventListener("scroll", () => atEnd() && unread > 0 && toEnd(), { passive: true });
   // A screen reader is not read every line: it gets a summary now and then, and can walk the list itself.
   setInterval(() => {
-    if (unheard.length > 0) say(t("chat.summary", { n: unheard.length, name: unheard.at(-1).name, text: unheard.at(-1).text }));
+    if (unheard.length > 0)
+      say(t("chat.summary", { n: unheard.length, name: unheard.at(-1).name, text: unheard.at(-1).text }));
     unheard = [];
   }, SUMMARY_MS);
 

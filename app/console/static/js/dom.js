@@ -79,7 +79,9 @@ export function fieldError(control, text) {
  * `explain(control)` returns the text for a control that is wrong.
  */
 export function checkForm(form, explain) {
-  const controls = [...form.elements].filter((control) => control.willValidate && control.name && document.getElementById(`${control.id}-error`));
+  const controls = [...form.elements].filter(
+    (control) => control.willValidate && control.name && document.getElementById(`${control.id}-error`),
+  );
   for (const control of controls) fieldError(control, "");
   const wrong = controls.filter((control) => !control.validity.valid);
   for (const control of wrong.reverse()) fieldError(control, explain(control)); // the first one ends up with the focus

@@ -19,7 +19,10 @@ const moneyFormats = new Map();
 
 function moneyFormat(currency) {
   if (!moneyFormats.has(currency)) {
-    moneyFormats.set(currency, new Intl.NumberFormat(locale, { style: "currency", currency, currencyDisplay: "narrowSymbol" }));
+    moneyFormats.set(
+      currency,
+      new Intl.NumberFormat(locale, { style: "currency", currency, currencyDisplay: "narrowSymbol" }),
+    );
   }
   return moneyFormats.get(currency);
 }
@@ -33,7 +36,9 @@ export function money(amountMinor, currency) {
 /** The way back, for forms: “19.9” of CNY is 1990; NaN for what is no amount. */
 export function minor(text, currency) {
   if (!/^\d+([.,]\d+)?$/.test(text.trim())) return NaN;
-  return Math.round(Number(text.trim().replace(",", ".")) * 10 ** moneyFormat(currency).resolvedOptions().maximumFractionDigits);
+  return Math.round(
+    Number(text.trim().replace(",", ".")) * 10 ** moneyFormat(currency).resolvedOptions().maximumFractionDigits,
+  );
 }
 
 /** The amount without its symbol, as a form field wants it. */

@@ -33,7 +33,15 @@ export function formSheet({ title, controls, action, submit, currency = "CNY", i
       button.removeAttribute("aria-busy");
     }
   };
-  const form = el("form", { class: "stack", novalidate: true, onsubmit: send }, intro && el("p", { class: "muted" }, intro), ...rows, extra, alert, button);
+  const form = el(
+    "form",
+    { class: "stack", novalidate: true, onsubmit: send },
+    intro && el("p", { class: "muted" }, intro),
+    ...rows,
+    extra,
+    alert,
+    button,
+  );
   sheet.body.append(form);
   form.querySelector("input, select, textarea")?.focus();
   return { sheet, form, nodes };
@@ -41,11 +49,21 @@ export function formSheet({ title, controls, action, submit, currency = "CNY", i
 
 function controlOf({ name, label: _label, hint: _hint, type = "text", options = [], value = "", ...attributes }) {
   if (type === "select") {
-    const choices = options.map(([key, text]) => el("option", { value: key, selected: String(key) === String(value) }, text));
+    const choices = options.map(([key, text]) =>
+      el("option", { value: key, selected: String(key) === String(value) }, text),
+    );
     return el("select", { name, ...attributes }, choices);
   }
   if (type === "textarea") return el("textarea", { name, value, ...attributes });
-  if (type === "money") return el("input", { name, value, inputmode: "decimal", autocomplete: "off", dataset: { money: "yes" }, ...attributes });
+  if (type === "money")
+    return el("input", {
+      name,
+      value,
+      inputmode: "decimal",
+      autocomplete: "off",
+      dataset: { money: "yes" },
+      ...attributes,
+    });
   return el("input", { name, type, value, autocomplete: "off", ...attributes });
 }
 
@@ -73,7 +91,9 @@ function readValues(form, controls, nodes, currency) {
 /** The server names fields as `body.price_minor`; what has no control here is told above the button. */
 function showErrors(error, nodes, alert) {
   if (!(error instanceof ApiError) && error.name !== "LiveError") throw error;
-  const named = (error.fields ?? []).map(({ field: path, text }) => [nodes.get(path.replace(/^body\./, "")), text]).filter(([node]) => node);
+  const named = (error.fields ?? [])
+    .map(({ field: path, text }) => [nodes.get(path.replace(/^body\./, "")), text])
+    .filter(([node]) => node);
   for (const [node, text] of named) fieldError(node, text);
   if (named.length === 0) alert.textContent = explain(error);
 }

@@ -31,9 +31,11 @@ export function word(group, value) {
 
 export function translate(root) {
   for (const node of root.querySelectorAll("[data-i18n]")) node.textContent = t(node.dataset.i18n);
-  for (const node of root.querySelectorAll("[data-i18n-label]")) node.setAttribute("aria-label", t(node.dataset.i18nLabel));
+  for (const node of root.querySelectorAll("[data-i18n-label]"))
+    node.setAttribute("aria-label", t(node.dataset.i18nLabel));
   for (const node of root.querySelectorAll("[data-i18n-title]")) node.setAttribute("title", t(node.dataset.i18nTitle));
-  for (const node of root.querySelectorAll("[data-i18n-placeholder]")) node.setAttribute("placeholder", t(node.dataset.i18nPlaceholder));
+  for (const node of root.querySelectorAll("[data-i18n-placeholder]"))
+    node.setAttribute("placeholder", t(node.dataset.i18nPlaceholder));
   if (document.documentElement.dataset.title) document.title = t(document.documentElement.dataset.title);
 }
 
@@ -52,7 +54,10 @@ export function bindLanguageSwitch(button) {
 function chosen() {
   const stored = localStorage.getItem(STORED);
   if (stored in LANGUAGES) return stored;
-  return (navigator.languages ?? [navigator.language]).some((one) => one.toLowerCase().startsWith("zh")) && !prefersEnglish() ? "zh" : "en";
+  return (navigator.languages ?? [navigator.language]).some((one) => one.toLowerCase().startsWith("zh")) &&
+    !prefersEnglish()
+    ? "zh"
+    : "en";
 }
 
 function prefersEnglish() {

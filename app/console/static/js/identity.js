@@ -13,9 +13,18 @@ export const forgetToken = (who) => sessionStorage.removeItem(KEYS[who]);
 export function readClaims(token) {
   try {
     const [, payload] = token.split(".");
-    const bytes = Uint8Array.from(atob(payload.replaceAll("-", "+").replaceAll("_", "/")), (char) => char.charCodeAt(0));
+    const bytes = Uint8Array.from(atob(payload.replaceAll("-", "+").replaceAll("_", "/")), (char) =>
+      char.charCodeAt(0),
+    );
     const claims = JSON.parse(new TextDecoder().decode(bytes));
-    return claims.sub ? { id: claims.sub, name: claims.info?.name ?? claims.sub, expiresAt: (claims.exp ?? Infinity) * 1000, roles: claims.roles ?? [] } : null;
+    return claims.sub
+      ? {
+          id: claims.sub,
+          name: claims.info?.name ?? claims.sub,
+          expiresAt: (claims.exp ?? Infinity) * 1000,
+          roles: claims.roles ?? [],
+        }
+      : null;
   } catch {
     return null;
   }

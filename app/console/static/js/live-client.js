@@ -112,7 +112,16 @@ export class LiveClient {
    * `onSubscribed({ snapshot, recovered, wasRecovering })` comes before any event; when `recovered` is false, start afresh.
    */
   subscribe(channel, { onSubscribed, onEvent, onEnded } = {}) {
-    const subscription = { channel, onSubscribed, onEvent, onEnded, server: false, epoch: "", offset: 0, recover: false };
+    const subscription = {
+      channel,
+      onSubscribed,
+      onEvent,
+      onEnded,
+      server: false,
+      epoch: "",
+      offset: 0,
+      recover: false,
+    };
     this.#channels.set(channel, subscription);
     if (this.#state === "connected") this.#send(this.#subscribeCommand(subscription));
     return { unsubscribe: () => this.#unsubscribe(channel) };
@@ -153,9 +162,17 @@ export class LiveClient {
     const connect = { token: this.#token, name: this.#name };
     const server = [...this.#channels.values()].filter((one) => one.server && one.recover);
     if (server.length > 0) {
-      connect.subs = Object.fromEntries(server.map((one) => [one.channel, { recover: true, epoch: one.epoch, offset: one.offset }]));
+      connect.subs = Object.fromEntries(
+        server.map((one) => [one.channel, { recover: true, epoch: one.epoch, offset: one.offset }]),
+      );
     }
-    const hello = { ...this.#prepare((reply) => this.#connected(reply.connect), (error) => this.#refused(error)), connect };
+    const hello = {
+      ...this.#prepare(
+        (reply) => this.#connected(reply.connect),
+        (error) => this.#refused(error),
+      ),
+      connect,
+    };
     const own = [...this.#channels.values()].filter((one) => !one.server);
     this.#send(hello, ...own.map((one) => this.#subscribeCommand(one)));
   }
@@ -280,7 +297,8 @@ export class LiveClient {
   }
 
   #send(...commands) {
-    if (this.#socket?.readyState === WebSocket.OPEN) this.#socket.send(commands.map((one) => JSON.stringify(one)).join("\n"));
+    if (this.#socket?.readyState === WebSocket.OPEN)
+      this.#socket.send(commands.map((one) => JSON.stringify(one)).join("\n"));
   }
 
   #call(command, resolve, reject) {
@@ -303,7 +321,8 @@ export class LiveClient {
 
   #subscribeCommand(subscription) {
     const subscribe = { channel: subscription.channel };
-    if (subscription.recover) Object.assign(subscribe, { recover: true, epoch: subscription.epoch, offset: subscription.offset });
+    if (subscription.recover)
+      Object.assign(subscribe, { recover: true, epoch: subscription.epoch, offset: subscription.offset });
     const pending = this.#prepare(
       (reply) => this.#subscribed(subscription, reply.subscribe ?? {}),
       (error) => this.#subscribeFailed(subscription, error),
@@ -353,7 +372,9 @@ export class LiveClient {
   }
 
   #serverChannels() {
-    return Object.fromEntries([...this.#channels.values()].filter((one) => one.server).map((one) => [one.channel, one]));
+    return Object.fromEntries(
+      [...this.#channels.values()].filter((one) => one.server).map((one) => [one.channel, one]),
+    );
   }
 
   #unsubscribed(subscription, { code, reason }) {
@@ -367,7 +388,11 @@ export class LiveClient {
 
   #unsubscribe(channel) {
     if (!this.#channels.delete(channel) || this.#state !== "connected") return;
-    this.#call({ unsubscribe: { channel } }, () => {}, () => {});
+    this.#call(
+      { unsubscribe: { channel } },
+      () => {},
+      () => {},
+    );
   }
 
   /** A call that was never sent must not be sent later, when its caller has long been told that it failed. */

@@ -25,7 +25,10 @@ function draw(rooms) {
   const quiet = rooms.filter((room) => !room.live_session);
   const one = live.length === 1 ? live[0] : null;
   const focused = document.activeElement?.dataset?.room;
-  setText(byId("rooms-state"), rooms.length === 0 ? t("lobby.no_rooms") : t("lobby.count", { live: live.length, all: rooms.length }));
+  setText(
+    byId("rooms-state"),
+    rooms.length === 0 ? t("lobby.no_rooms") : t("lobby.count", { live: live.length, all: rooms.length }),
+  );
   byId("featured").replaceChildren(...(one ? [featured(one)] : []));
   byId("room-list").replaceChildren(...[...(one ? [] : live), ...quiet].map(card));
   if (rooms.length === 0) byId("featured").replaceChildren(howToOpen());
@@ -37,7 +40,11 @@ function facts(room) {
   return el(
     "p",
     { class: "row tight" },
-    el("span", { class: live?.state === "live" ? "badge live" : "badge" }, word("session_state", live?.state ?? "none")),
+    el(
+      "span",
+      { class: live?.state === "live" ? "badge live" : "badge" },
+      word("session_state", live?.state ?? "none"),
+    ),
     live && el("span", { class: "badge" }, icon("people"), t("lobby.viewers", { n: compact(room.viewers) })),
   );
 }
@@ -46,7 +53,13 @@ function featured(room) {
   return el(
     "a",
     { class: "featured", href: `/r/${encodeURIComponent(room.id)}`, dataset: { room: room.id } },
-    el("div", {}, facts(room), el("h3", { class: "display" }, room.live_session.title || room.title), el("p", {}, hostLine(room))),
+    el(
+      "div",
+      {},
+      facts(room),
+      el("h3", { class: "display" }, room.live_session.title || room.title),
+      el("p", {}, hostLine(room)),
+    ),
     el("span", { class: "button primary" }, icon("play"), t("lobby.watch")),
   );
 }
@@ -66,7 +79,10 @@ function card(room) {
 }
 
 function hostLine(room) {
-  return [room.host_name, room.description].filter(Boolean).filter((text) => text !== room.live_session?.title).join(" · ");
+  return [room.host_name, room.description]
+    .filter(Boolean)
+    .filter((text) => text !== room.live_session?.title)
+    .join(" · ");
 }
 
 function howToOpen() {

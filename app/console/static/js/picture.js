@@ -23,7 +23,15 @@ export function pictureOf(offer) {
 
 /** Decorative: the name always stands beside it. */
 export function picture(offer, size) {
-  const image = el("img", { src: pictureOf(offer), alt: "", width: size, height: size, loading: "lazy", decoding: "async", class: "picture" });
+  const image = el("img", {
+    src: pictureOf(offer),
+    alt: "",
+    width: size,
+    height: size,
+    loading: "lazy",
+    decoding: "async",
+    class: "picture",
+  });
   image.addEventListener("error", () => image.setAttribute("src", "/static/img/basket.svg"), { once: true });
   return image;
 }

@@ -36,7 +36,13 @@ function draw(report) {
     el("div", { class: "charts minutes" }, minuteCharts(report).map(card)),
     el("div", { class: "charts" }, card(funnelBars(report)), card(offerBars(report))),
     card(offerTable(report, amount)),
-    el("div", { class: "charts" }, card(facts("report.chat", chatRows(report.chat))), card(facts("report.payments", paymentRows(report.payments, amount))), card(facts("report.envelopes", envelopeRows(report.envelopes, amount)))),
+    el(
+      "div",
+      { class: "charts" },
+      card(facts("report.chat", chatRows(report.chat))),
+      card(facts("report.payments", paymentRows(report.payments, amount))),
+      card(facts("report.envelopes", envelopeRows(report.envelopes, amount))),
+    ),
     ...(report.draws?.length > 0 ? [card(drawList(report.draws))] : []),
     el("p", { class: "muted small-text" }, t("report.computed", { at: dateTime(report.computed_at) })),
   );
@@ -45,8 +51,21 @@ function draw(report) {
 const card = (content) => el("section", { class: "card" }, content);
 
 function head(report) {
-  const times = report.started_at ? [dateTime(report.started_at), report.ended_at && dateTime(report.ended_at)].filter(Boolean).join(" – ") : t("report.never_live");
-  return el("header", { class: "report-head" }, el("h1", {}, report.title), el("p", { class: "row muted" }, el("span", {}, times), report.duration_s > 0 && el("span", {}, t("report.lasted", { time: duration(report.duration_s * 1000) })), el("span", { class: "badge" }, word("session_state", report.state))));
+  const times = report.started_at
+    ? [dateTime(report.started_at), report.ended_at && dateTime(report.ended_at)].filter(Boolean).join(" – ")
+    : t("report.never_live");
+  return el(
+    "header",
+    { class: "report-head" },
+    el("h1", {}, report.title),
+    el(
+      "p",
+      { class: "row muted" },
+      el("span", {}, times),
+      report.duration_s > 0 && el("span", {}, t("report.lasted", { time: duration(report.duration_s * 1000) })),
+      el("span", { class: "badge" }, word("session_state", report.state)),
+    ),
+  );
 }
 
 function headline(report, amount) {
@@ -61,29 +80,77 @@ function headline(report, amount) {
     ["conversion", percent(summary.conversion)],
     ["likes", whole(summary.likes)],
   ];
-  return el("dl", { class: "headline" }, items.map(([name, value]) => el("div", {}, el("dt", {}, t(`figures.${name}`)), el("dd", { class: "number" }, value))));
+  return el(
+    "dl",
+    { class: "headline" },
+    items.map(([name, value]) =>
+      el("div", {}, el("dt", {}, t(`figures.${name}`)), el("dd", { class: "number" }, value)),
+    ),
+  );
 }
 
 function funnelBars(report) {
-  const rows = (report.funnel ?? []).map((step) => ({ label: word("funnel", step.step), value: step.count, note: percent(step.of_viewers) }));
+  const rows = (report.funnel ?? []).map((step) => ({
+    label: word("funnel", step.step),
+    value: step.count,
+    note: percent(step.of_viewers),
+  }));
   return barList({ title: t("report.funnel"), rows, format: whole, series: 2 });
 }
 
 function offerTable(report, amount) {
   const columns = ["holds", "orders", "paid_orders", "sold", "total"];
-  const row = (offer) => el("tr", {}, el("th", { scope: "row" }, offer.name), columns.map((name) => el("td", {}, whole(offer[name]))), el("td", {}, amount(offer.gmv_minor)));
-  const headRow = el("tr", {}, el("th", { scope: "col" }, t("report.offer")), columns.map((name) => el("th", { scope: "col" }, t(`report.${name}`))), el("th", { scope: "col" }, t("figures.gmv")));
-  return el("div", {}, el("h2", {}, t("report.offers")), el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": t("report.offers") }, el("table", {}, el("thead", {}, headRow), el("tbody", {}, report.offers.map(row)))));
+  const row = (offer) =>
+    el(
+      "tr",
+      {},
+      el("th", { scope: "row" }, offer.name),
+      columns.map((name) => el("td", {}, whole(offer[name]))),
+      el("td", {}, amount(offer.gmv_minor)),
+    );
+  const headRow = el(
+    "tr",
+    {},
+    el("th", { scope: "col" }, t("report.offer")),
+    columns.map((name) => el("th", { scope: "col" }, t(`report.${name}`))),
+    el("th", { scope: "col" }, t("figures.gmv")),
+  );
+  return el(
+    "div",
+    {},
+    el("h2", {}, t("report.offers")),
+    el(
+      "div",
+      { class: "scroll", tabindex: "0", role: "region", "aria-label": t("report.offers") },
+      el("table", {}, el("thead", {}, headRow), el("tbody", {}, report.offers.map(row))),
+    ),
+  );
 }
 
 function facts(title, rows) {
-  return el("div", {}, el("h2", {}, t(title)), el("dl", { class: "fact-rows" }, rows.flatMap(([key, value]) => [el("dt", {}, t(key)), el("dd", { class: "number" }, value)])));
+  return el(
+    "div",
+    {},
+    el("h2", {}, t(title)),
+    el(
+      "dl",
+      { class: "fact-rows" },
+      rows.flatMap(([key, value]) => [el("dt", {}, t(key)), el("dd", { class: "number" }, value)]),
+    ),
+  );
 }
 
-const chatRows = (chat) => ["sent", "chatters", "deleted", "waiting", "rejected", "mutes", "bans"].map((name) => [`report.chat_${name}`, whole(chat[name])]);
+const chatRows = (chat) =>
+  ["sent", "chatters", "deleted", "waiting", "rejected", "mutes", "bans"].map((name) => [
+    `report.chat_${name}`,
+    whole(chat[name]),
+  ]);
 
 const paymentRows = (payments, amount) => [
-  ...["waiting", "paid", "cancelled", "expired", "refunded"].map((name) => [`report.pay_${name}`, whole(payments[name])]),
+  ...["waiting", "paid", "cancelled", "expired", "refunded"].map((name) => [
+    `report.pay_${name}`,
+    whole(payments[name]),
+  ]),
   ["report.pay_refunded_amount", amount(payments.refunded_minor)],
 ];
 
@@ -97,7 +164,24 @@ const envelopeRows = (envelopes, amount) => [
 
 function drawList(draws) {
   const winners = (draw) => draw.winners.map((winner) => `${winner.name} – ${winner.prize}`).join(", ");
-  return el("div", {}, el("h2", {}, t("report.draws")), el("ul", { class: "stack tight" }, draws.map((draw) => el("li", {}, el("b", {}, draw.title), ` · ${t(`draw_state.${draw.state}`)} · ${t("draw.entrants", { n: whole(draw.entrants) })}`, draw.winners.length > 0 && el("p", { class: "small-text muted" }, winners(draw))))));
+  return el(
+    "div",
+    {},
+    el("h2", {}, t("report.draws")),
+    el(
+      "ul",
+      { class: "stack tight" },
+      draws.map((draw) =>
+        el(
+          "li",
+          {},
+          el("b", {}, draw.title),
+          ` · ${t(`draw_state.${draw.state}`)} · ${t("draw.entrants", { n: whole(draw.entrants) })}`,
+          draw.winners.length > 0 && el("p", { class: "small-text muted" }, winners(draw)),
+        ),
+      ),
+    ),
+  );
 }
 
 await load(await staffToken(byId("door")));

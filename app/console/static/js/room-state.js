@@ -27,7 +27,19 @@ export function emptyState() {
   };
 }
 
-export const ALL_PARTS = ["room", "session", "offers", "pin", "stock", "likes", "viewers", "notice", "slowMode", "draws", "envelopes"];
+export const ALL_PARTS = [
+  "room",
+  "session",
+  "offers",
+  "pin",
+  "stock",
+  "likes",
+  "viewers",
+  "notice",
+  "slowMode",
+  "draws",
+  "envelopes",
+];
 
 export function fromSnapshot(snapshot) {
   const state = emptyState();
@@ -177,5 +189,7 @@ export function offerStatus(state, offer, nowMs) {
 
 /** The shelf in the order of the host's choosing, without what was withdrawn. */
 export function shelf(state) {
-  return [...state.offers.values()].filter((offer) => offer.state !== "withdrawn").sort((a, b) => a.position - b.position || a.id.localeCompare(b.id));
+  return [...state.offers.values()]
+    .filter((offer) => offer.state !== "withdrawn")
+    .sort((a, b) => a.position - b.position || a.id.localeCompare(b.id));
 }

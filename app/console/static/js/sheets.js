@@ -11,7 +11,13 @@ export function openSheet(title, { className = "", onClose, dismissible = true }
   const heading = el("h2", { id: `sheet-title-${performance.now()}`.replace(".", "-"), tabindex: "-1" }, title);
   const body = el("div", { class: "sheet-body" });
   const close = () => dialog.open && dialog.close();
-  const closer = dismissible && el("button", { type: "button", class: "icon-button", "aria-label": t("common.close"), onclick: close }, icon("close"));
+  const closer =
+    dismissible &&
+    el(
+      "button",
+      { type: "button", class: "icon-button", "aria-label": t("common.close"), onclick: close },
+      icon("close"),
+    );
   const dialog = el(
     "dialog",
     { class: `sheet ${className}`, "aria-labelledby": heading.id },
@@ -33,7 +39,9 @@ export function confirmSheet(question, { action, ask = "", danger = true } = {})
   return new Promise((resolve) => {
     let answer = false;
     const sheet = openSheet(question, { className: "small", onClose: () => resolve(answer) });
-    const input = ask ? el("input", { id: "confirm-reason", name: "reason", maxlength: 200, autocomplete: "off" }) : null;
+    const input = ask
+      ? el("input", { id: "confirm-reason", name: "reason", maxlength: 200, autocomplete: "off" })
+      : null;
     const done = (event) => {
       event.preventDefault();
       answer = input ? { text: input.value.trim() } : true;

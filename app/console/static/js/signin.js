@@ -32,8 +32,20 @@ export function askAtDoor(door) {
 }
 
 function passwordForm(accept, other) {
-  const login = el("input", { name: "login", required: true, maxlength: 120, autocomplete: "username", autocapitalize: "none", spellcheck: "false" });
-  const password = el("input", { name: "password", type: "password", required: true, autocomplete: "current-password" });
+  const login = el("input", {
+    name: "login",
+    required: true,
+    maxlength: 120,
+    autocomplete: "username",
+    autocapitalize: "none",
+    spellcheck: "false",
+  });
+  const password = el("input", {
+    name: "password",
+    type: "password",
+    required: true,
+    autocomplete: "current-password",
+  });
   const button = el("button", { type: "submit", class: "button primary wide" }, t("signin.enter"));
   const send = async (event) => {
     event.preventDefault();

@@ -42,27 +42,75 @@ function act(context, method, body) {
 }
 
 function frame(context) {
-  const lines = el("ol", { class: "lines", role: "log", "aria-live": "off", tabindex: "0", "aria-label": t("viewer.chat_lines") });
+  const lines = el("ol", {
+    class: "lines",
+    role: "log",
+    "aria-live": "off",
+    tabindex: "0",
+    "aria-label": t("viewer.chat_lines"),
+  });
   const more = el("button", { type: "button", class: "chip-button more-lines", hidden: true });
   const reviews = el("section", { class: "reviews", "aria-label": t("moderation.reviews"), hidden: true });
   const notice = el("span", { class: "grow" }, t("moderation.no_notice"));
-  const slow = el("select", { id: "slow-mode" }, SLOW.map((seconds) => el("option", { value: seconds }, seconds === 0 ? t("moderation.slow_off") : t("moderation.slow_s", { n: seconds }))));
-  slow.addEventListener("change", () => busy(slow, () => act(context, "chat.set_slow_mode", { interval_s: Number(slow.value) }), explain));
+  const slow = el(
+    "select",
+    { id: "slow-mode" },
+    SLOW.map((seconds) =>
+      el(
+        "option",
+        { value: seconds },
+        seconds === 0 ? t("moderation.slow_off") : t("moderation.slow_s", { n: seconds }),
+      ),
+    ),
+  );
+  slow.addEventListener("change", () =>
+    busy(slow, () => act(context, "chat.set_slow_mode", { interval_s: Number(slow.value) }), explain),
+  );
   const moderate = context.may("chat.moderate");
   const tools = el(
     "div",
     { class: "stack tight chat-tools" },
-    el("p", { class: "row small-text" }, icon("pin"), notice, el("button", { type: "button", class: "button quiet small", dataset: { act: "notice" }, onclick: () => noticeSheet(context) }, t("moderation.notice"))),
+    el(
+      "p",
+      { class: "row small-text" },
+      icon("pin"),
+      notice,
+      el(
+        "button",
+        {
+          type: "button",
+          class: "button quiet small",
+          dataset: { act: "notice" },
+          onclick: () => noticeSheet(context),
+        },
+        t("moderation.notice"),
+      ),
+    ),
     el("p", { class: "row small-text" }, el("label", { for: "slow-mode" }, t("moderation.slow")), slow),
   );
-  byId("panel-chat").replaceChildren(el("h2", {}, t("host.chat")), ...(moderate ? [tools] : []), reviews, el("div", { class: "lines-box" }, lines, more), ...(context.may("chat.send") ? [speakForm(context)] : []));
+  byId("panel-chat").replaceChildren(
+    el("h2", {}, t("host.chat")),
+    ...(moderate ? [tools] : []),
+    reviews,
+    el("div", { class: "lines-box" }, lines, more),
+    ...(context.may("chat.send") ? [speakForm(context)] : []),
+  );
   return { lines, more, reviews, notice, slow };
 }
 
 function noticeSheet(context) {
   formSheet({
     title: t("moderation.notice"),
-    controls: [{ name: "text", label: t("moderation.notice_text"), type: "textarea", maxlength: 300, value: context.state.notice, hint: t("moderation.notice_hint") }],
+    controls: [
+      {
+        name: "text",
+        label: t("moderation.notice_text"),
+        type: "textarea",
+        maxlength: 300,
+        value: context.state.notice,
+        hint: t("moderation.notice_hint"),
+      },
+    ],
     submit: ({ text }) => act(context, "chat.pin_notice", { text: text.replace(/\s+/g, " ") }),
   });
 }
@@ -77,19 +125,51 @@ function speakForm(context) {
     if (reply?.outcome === "sent") input.value = "";
     else if (reply) toast(t(`chat_outcome.${reply.outcome}`, { seconds: Math.ceil(reply.wait_ms / 1000) }), "bad");
   };
-  return el("form", { class: "speak", onsubmit: send }, el("label", { class: "unseen", for: "speak" }, t("viewer.chat_label")), input, el("button", { type: "submit", class: "button primary" }, t("viewer.send")));
+  return el(
+    "form",
+    { class: "speak", onsubmit: send },
+    el("label", { class: "unseen", for: "speak" }, t("viewer.chat_label")),
+    input,
+    el("button", { type: "submit", class: "button primary" }, t("viewer.send")),
+  );
 }
 
 // --- a line and what can be done with it -------------------------------------------------------------------------------------------
 
 function lineOf(context, message) {
-  const tool = (name, iconName, run) => el("button", { type: "button", class: "icon-button", title: t(`moderation.${name}`), "aria-label": `${t(`moderation.${name}`)}: ${message.name}`, dataset: { act: name }, onclick: run }, icon(iconName));
+  const tool = (name, iconName, run) =>
+    el(
+      "button",
+      {
+        type: "button",
+        class: "icon-button",
+        title: t(`moderation.${name}`),
+        "aria-label": `${t(`moderation.${name}`)}: ${message.name}`,
+        dataset: { act: name },
+        onclick: run,
+      },
+      icon(iconName),
+    );
   const other = message.viewer !== context.me.id && !message.role;
   return el(
     "li",
     { class: `line ${message.role ? "team" : ""}` },
-    el("span", { class: "grow" }, message.role && el("span", { class: "badge warn" }, word("role", message.role)), " ", el("b", {}, message.name || t("chat.somebody")), ` ${message.text}`),
-    context.may("chat.moderate") && el("span", { class: "line-tools" }, tool("delete", "trash", (event) => remove(context, message, event.currentTarget)), other && tool("mute", "mute", () => muteSheet(context, message)), other && tool("ban", "ban", (event) => ban(context, message, event.currentTarget))),
+    el(
+      "span",
+      { class: "grow" },
+      message.role && el("span", { class: "badge warn" }, word("role", message.role)),
+      " ",
+      el("b", {}, message.name || t("chat.somebody")),
+      ` ${message.text}`,
+    ),
+    context.may("chat.moderate") &&
+      el(
+        "span",
+        { class: "line-tools" },
+        tool("delete", "trash", (event) => remove(context, message, event.currentTarget)),
+        other && tool("mute", "mute", () => muteSheet(context, message)),
+        other && tool("ban", "ban", (event) => ban(context, message, event.currentTarget)),
+      ),
   );
 }
 
@@ -103,7 +183,13 @@ function muteSheet(context, message) {
     action: t("moderation.mute"),
     intro: message.text,
     controls: [
-      { name: "seconds", label: t("moderation.how_long"), type: "select", options: MUTES.map((seconds) => [seconds, t(`moderation.mute_${seconds}`)]), value: 600 },
+      {
+        name: "seconds",
+        label: t("moderation.how_long"),
+        type: "select",
+        options: MUTES.map((seconds) => [seconds, t(`moderation.mute_${seconds}`)]),
+        value: 600,
+      },
       { name: "reason", label: t("show.reason"), maxlength: 200 },
     ],
     submit: async ({ seconds, reason }) => {
@@ -114,9 +200,16 @@ function muteSheet(context, message) {
 }
 
 async function ban(context, message, button) {
-  const answer = await confirmSheet(t("moderation.ban_question", { name: message.name }), { action: t("moderation.ban"), ask: t("show.reason") });
+  const answer = await confirmSheet(t("moderation.ban_question", { name: message.name }), {
+    action: t("moderation.ban"),
+    ask: t("show.reason"),
+  });
   if (!answer) return;
-  const reply = await busy(button, () => act(context, "chat.ban", { viewer: message.viewer, reason: answer.text }), explain);
+  const reply = await busy(
+    button,
+    () => act(context, "chat.ban", { viewer: message.viewer, reason: answer.text }),
+    explain,
+  );
   if (reply) toast(t("moderation.banned", { name: message.name }), "good");
 }
 
@@ -126,7 +219,14 @@ function reviewQueue(context, box) {
   const waiting = new Map(); // message id -> { message, words }
   const draw = () => {
     show(box, waiting.size > 0);
-    box.replaceChildren(el("h3", {}, t("moderation.waiting", { n: waiting.size })), el("ul", { class: "stack tight" }, [...waiting.values()].map((review) => reviewRow(context, review, forget))));
+    box.replaceChildren(
+      el("h3", {}, t("moderation.waiting", { n: waiting.size })),
+      el(
+        "ul",
+        { class: "stack tight" },
+        [...waiting.values()].map((review) => reviewRow(context, review, forget)),
+      ),
+    );
   };
   const forget = (id) => waiting.delete(id) && draw();
   return {
@@ -147,13 +247,31 @@ function reviewQueue(context, box) {
 
 function reviewRow(context, { message, words }, forget) {
   const decide = (approve) => async (event) => {
-    const reply = await busy(event.currentTarget, () => act(context, "chat.review", { message: message.id, approve }), explain);
+    const reply = await busy(
+      event.currentTarget,
+      () => act(context, "chat.review", { message: message.id, approve }),
+      explain,
+    );
     if (reply) forget(message.id);
   };
   return el(
     "li",
     { class: "review", dataset: { review: message.id } },
     el("p", {}, el("b", {}, message.name), ` ${message.text}`),
-    el("p", { class: "row tight" }, (words ?? []).map((listed) => el("span", { class: "badge bad" }, listed)), el("button", { type: "button", class: "button good small", dataset: { act: "approve" }, onclick: decide(true) }, t("moderation.approve")), el("button", { type: "button", class: "button quiet small", dataset: { act: "reject" }, onclick: decide(false) }, t("moderation.reject"))),
+    el(
+      "p",
+      { class: "row tight" },
+      (words ?? []).map((listed) => el("span", { class: "badge bad" }, listed)),
+      el(
+        "button",
+        { type: "button", class: "button good small", dataset: { act: "approve" }, onclick: decide(true) },
+        t("moderation.approve"),
+      ),
+      el(
+        "button",
+        { type: "button", class: "button quiet small", dataset: { act: "reject" }, onclick: decide(false) },
+        t("moderation.reject"),
+      ),
+    ),
   );
 }

@@ -49,7 +49,12 @@ function drawStrip(context, figures) {
     ["conversion", percent(figures?.conversion)],
   ];
   const strip = byId("strip");
-  if (strip.children.length !== items.length) strip.replaceChildren(...items.map(([name]) => el("li", { dataset: { figure: name } }, el("span", {}, t(`figures.${name}`)), el("b", { class: "number" }))));
+  if (strip.children.length !== items.length)
+    strip.replaceChildren(
+      ...items.map(([name]) =>
+        el("li", { dataset: { figure: name } }, el("span", {}, t(`figures.${name}`)), el("b", { class: "number" })),
+      ),
+    );
   items.forEach(([, value], index) => {
     const box = strip.children[index].querySelector("b");
     if (box.textContent !== value) box.textContent = value;
@@ -68,14 +73,22 @@ export function minuteCharts(figures) {
 }
 
 export function offerBars(figures) {
-  const rows = (figures.offers ?? []).map((offer) => ({ label: offer.name, value: offer.gmv_minor, note: t("figures.sold_of", { n: whole(offer.sold), total: whole(offer.total) }) }));
+  const rows = (figures.offers ?? []).map((offer) => ({
+    label: offer.name,
+    value: offer.gmv_minor,
+    note: t("figures.sold_of", { n: whole(offer.sold), total: whole(offer.total) }),
+  }));
   return barList({ title: t("figures.per_offer"), rows, format: (value) => money(value, figures.currency) });
 }
 
 function drawPanel(context, figures) {
   byId("panel-figures").replaceChildren(
     el("div", { class: "row between" }, el("h2", {}, t("host.figures")), reportLink(context.session)),
-    el("div", { class: "charts" }, minuteCharts(figures).map((chart) => el("div", { class: "card" }, chart))),
+    el(
+      "div",
+      { class: "charts" },
+      minuteCharts(figures).map((chart) => el("div", { class: "card" }, chart)),
+    ),
     el("div", { class: "card" }, offerBars(figures)),
   );
 }

@@ -23,7 +23,17 @@ import { showPanel } from "./show.js";
 import { bindTabs } from "./tabs.js";
 
 const ROOM = "jishi.host_room";
-const context = { api: null, client: null, me: null, roomId: "", room: null, sessions: [], session: null, state: emptyState(), panels: [] };
+const context = {
+  api: null,
+  client: null,
+  me: null,
+  roomId: "",
+  room: null,
+  sessions: [],
+  session: null,
+  state: emptyState(),
+  panels: [],
+};
 
 bindLanguageSwitch(byId("language"));
 startCountdowns();
@@ -65,8 +75,13 @@ async function pickRoom() {
     return;
   }
   const picker = byId("room-picker");
-  const known = rooms.find((room) => room.id === sessionStorage.getItem(ROOM)) ?? rooms.find((room) => room.live_session) ?? rooms[0];
-  picker.replaceChildren(...rooms.map((room) => el("option", { value: room.id, selected: room === known }, room.title)));
+  const known =
+    rooms.find((room) => room.id === sessionStorage.getItem(ROOM)) ??
+    rooms.find((room) => room.live_session) ??
+    rooms[0];
+  picker.replaceChildren(
+    ...rooms.map((room) => el("option", { value: room.id, selected: room === known }, room.title)),
+  );
   picker.addEventListener("change", () => {
     sessionStorage.setItem(ROOM, picker.value);
     location.reload(); // a room is a life of its own: nothing of one is kept for the other
@@ -85,10 +100,15 @@ async function openRoom(room) {
   bindTabs(byId("tabs"), ["show", "shelf", "games", "orders", "figures", "chat"]);
   await context.reloadSessions();
   context.client = new LiveClient({ url: connectionUrl(), token: loadToken("staff"), name: "host-console" });
-  context.panels.push(...[showPanel, shelfPanel, gamesPanel, chatPanel, ordersPanel, figuresPanel].map((panel) => panel(context)));
+  context.panels.push(
+    ...[showPanel, shelfPanel, gamesPanel, chatPanel, ordersPanel, figuresPanel].map((panel) => panel(context)),
+  );
   context.client.on("state", showConnection);
   context.client.subscribe(`room:${room.id}`, { onSubscribed: start, onEvent: take });
-  context.client.subscribe(`staff:${room.id}`, { onSubscribed: ({ recovered, wasRecovering }) => wasRecovering && !recovered && load(), onEvent: take });
+  context.client.subscribe(`staff:${room.id}`, {
+    onSubscribed: ({ recovered, wasRecovering }) => wasRecovering && !recovered && load(),
+    onEvent: take,
+  });
   context.client.connect();
   await load();
 }
@@ -120,7 +140,9 @@ context.reloadSessions = async () => {
   const page = await context.api.get(`/rooms/${context.roomId}/sessions`, { limit: 30 });
   context.sessions = page.items;
   const by = (...states) => page.items.find((session) => states.includes(session.state));
-  const chosen = page.items.find((session) => session.id === context.session?.id && !["ended", "archived"].includes(session.state));
+  const chosen = page.items.find(
+    (session) => session.id === context.session?.id && !["ended", "archived"].includes(session.state),
+  );
   context.session = by("live", "interrupted") ?? chosen ?? by("scheduled", "draft") ?? page.items[0] ?? null;
   drawBadge();
 };

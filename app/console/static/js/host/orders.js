@@ -14,12 +14,22 @@ const RELOAD_MS = 4000;
 export function ordersPanel(context) {
   const panel = byId("panel-orders");
   const list = el("div", { class: "stack", role: "status" });
-  const filter = el("select", { id: "order-filter" }, el("option", { value: "" }, t("orders_host.all")), STATES.map((state) => el("option", { value: state }, word("order_state", state))));
+  const filter = el(
+    "select",
+    { id: "order-filter" },
+    el("option", { value: "" }, t("orders_host.all")),
+    STATES.map((state) => el("option", { value: state }, word("order_state", state))),
+  );
   const more = el("button", { type: "button", class: "button quiet wide", hidden: true }, t("common.more"));
   let cursor = "";
 
   const read = async (fresh) => {
-    const page = await context.api.get(`/rooms/${context.roomId}/orders`, { state: filter.value, session: context.session?.id ?? "", cursor: fresh ? "" : cursor, limit: 30 });
+    const page = await context.api.get(`/rooms/${context.roomId}/orders`, {
+      state: filter.value,
+      session: context.session?.id ?? "",
+      cursor: fresh ? "" : cursor,
+      limit: 30,
+    });
     cursor = page.next_cursor;
     const cards = page.items.map((order) => orderCard(context, order));
     if (fresh) list.replaceChildren(...cards);
@@ -33,14 +43,35 @@ export function ordersPanel(context) {
   filter.addEventListener("change", () => busy(filter, load, explain));
   more.addEventListener("click", () => busy(more, () => read(false), explain));
   panel.replaceChildren(
-    el("div", { class: "row between" }, el("h2", {}, t("host.orders")), el("p", { class: "row tight" }, el("label", { for: "order-filter", class: "small-text" }, t("orders_host.filter")), filter, el("button", { type: "button", class: "button quiet small", onclick: (event) => busy(event.currentTarget, load, explain) }, t("orders_host.reload")))),
+    el(
+      "div",
+      { class: "row between" },
+      el("h2", {}, t("host.orders")),
+      el(
+        "p",
+        { class: "row tight" },
+        el("label", { for: "order-filter", class: "small-text" }, t("orders_host.filter")),
+        filter,
+        el(
+          "button",
+          { type: "button", class: "button quiet small", onclick: (event) => busy(event.currentTarget, load, explain) },
+          t("orders_host.reload"),
+        ),
+      ),
+    ),
     list,
     more,
   );
   context.reloadOrders = load;
   // The room is told that somebody bought; the panel looks again, at a pace that a rush cannot drive.
   let pending = 0;
-  return { load, event: (event) => event.type === "purchase.announced" && !panel.hidden && (pending ||= setTimeout(() => ((pending = 0), load().catch(() => {})), RELOAD_MS)) };
+  return {
+    load,
+    event: (event) =>
+      event.type === "purchase.announced" &&
+      !panel.hidden &&
+      (pending ||= setTimeout(() => ((pending = 0), load().catch(() => {})), RELOAD_MS)),
+  };
 }
 
 function orderCard(context, order) {
@@ -50,12 +81,55 @@ function orderCard(context, order) {
   return el(
     "article",
     { class: "card stack tight", dataset: { order: order.id, state: order.state } },
-    el("div", { class: "row between" }, el("h3", {}, `${order.name} × ${order.quantity}`), el("span", { class: `badge ${BADGE[order.state] ?? ""}` }, word("order_state", order.state))),
-    el("p", { class: "row between" }, el("span", {}, order.buyer || order.viewer, el("small", { class: "muted" }, ` ${dateTime(order.placed_at)}`)), el("span", { class: "price" }, money(order.amount_minor, order.currency))),
+    el(
+      "div",
+      { class: "row between" },
+      el("h3", {}, `${order.name} × ${order.quantity}`),
+      el("span", { class: `badge ${BADGE[order.state] ?? ""}` }, word("order_state", order.state)),
+    ),
+    el(
+      "p",
+      { class: "row between" },
+      el("span", {}, order.buyer || order.viewer, el("small", { class: "muted" }, ` ${dateTime(order.placed_at)}`)),
+      el("span", { class: "price" }, money(order.amount_minor, order.currency)),
+    ),
     to && el("p", { class: "small-text muted" }, to),
     order.tracking && el("p", { class: "small-text" }, `${order.carrier} ${order.tracking}`),
-    order.refunded_minor > 0 && el("p", { class: "small-text" }, t("orders_host.refunded", { amount: money(order.refunded_minor, order.currency) }), order.reason && ` – ${order.reason}`),
-    open && el("div", { class: "row tight" }, order.state === "paid" && el("button", { type: "button", class: "button primary small", dataset: { act: "ship" }, onclick: () => shipSheet(context, order) }, t("orders_host.ship")), ["paid", "shipped"].includes(order.state) && order.amount_minor > order.refunded_minor && el("button", { type: "button", class: "button quiet small", dataset: { act: "refund" }, onclick: () => refundSheet(context, order) }, t("orders_host.refund"))),
+    order.refunded_minor > 0 &&
+      el(
+        "p",
+        { class: "small-text" },
+        t("orders_host.refunded", { amount: money(order.refunded_minor, order.currency) }),
+        order.reason && ` – ${order.reason}`,
+      ),
+    open &&
+      el(
+        "div",
+        { class: "row tight" },
+        order.state === "paid" &&
+          el(
+            "button",
+            {
+              type: "button",
+              class: "button primary small",
+              dataset: { act: "ship" },
+              onclick: () => shipSheet(context, order),
+            },
+            t("orders_host.ship"),
+          ),
+        ["paid", "shipped"].includes(order.state) &&
+          order.amount_minor > order.refunded_minor &&
+          el(
+            "button",
+            {
+              type: "button",
+              class: "button quiet small",
+              dataset: { act: "refund" },
+              onclick: () => refundSheet(context, order),
+            },
+            t("orders_host.refund"),
+          ),
+      ),
   );
 }
 
@@ -82,12 +156,30 @@ function refundSheet(context, order) {
     action: t("orders_host.refund"),
     currency: order.currency,
     controls: [
-      { name: "amount_minor", label: t("wallet.amount", { currency: order.currency }), type: "money", required: true, value: major(left, order.currency) },
+      {
+        name: "amount_minor",
+        label: t("wallet.amount", { currency: order.currency }),
+        type: "money",
+        required: true,
+        value: major(left, order.currency),
+      },
       { name: "reason", label: t("show.reason"), required: true, maxlength: 200 },
-      { name: "restock", label: t("orders_host.restock"), type: "select", options: [["", t("orders_host.restock_no")], ["yes", t("orders_host.restock_yes")]] },
+      {
+        name: "restock",
+        label: t("orders_host.restock"),
+        type: "select",
+        options: [
+          ["", t("orders_host.restock_no")],
+          ["yes", t("orders_host.restock_yes")],
+        ],
+      },
     ],
     submit: async ({ amount_minor: amount, reason, restock }) => {
-      await context.api.post(`/orders/${order.id}/refund`, { amount_minor: amount, reason, restock: restock === "yes" });
+      await context.api.post(`/orders/${order.id}/refund`, {
+        amount_minor: amount,
+        reason,
+        restock: restock === "yes",
+      });
       toast(t("orders_host.refund_done"), "good");
       await context.reloadOrders();
     },

@@ -26,9 +26,59 @@ export function shelfPanel(context) {
     for (const offer of shown) cards.set(offer.id, offerCard(context, offer));
     const gone = context.shelf.filter((offer) => offer.state === "withdrawn");
     panel.replaceChildren(
-      el("div", { class: "row between" }, el("h2", {}, t("host.shelf")), canEdit(context) && el("div", { class: "row tight" }, el("button", { type: "button", class: "button quiet small", dataset: { act: "from-product" }, onclick: () => productSheet(context) }, icon("plus"), t("shelf.from_product")), el("button", { type: "button", class: "button primary small", dataset: { act: "add" }, onclick: () => offerSheet(context) }, icon("plus"), t("shelf.add")))),
-      shown.length > 0 ? el("ul", { class: "offers" }, [...cards.values()].map((card) => card.node)) : el("p", { class: "empty card" }, t("viewer.shelf_empty")),
-      ...(gone.length > 0 ? [el("details", {}, el("summary", {}, t("shelf.withdrawn", { n: gone.length })), el("ul", {}, gone.map((offer) => el("li", { class: "muted" }, offer.name))))] : []),
+      el(
+        "div",
+        { class: "row between" },
+        el("h2", {}, t("host.shelf")),
+        canEdit(context) &&
+          el(
+            "div",
+            { class: "row tight" },
+            el(
+              "button",
+              {
+                type: "button",
+                class: "button quiet small",
+                dataset: { act: "from-product" },
+                onclick: () => productSheet(context),
+              },
+              icon("plus"),
+              t("shelf.from_product"),
+            ),
+            el(
+              "button",
+              {
+                type: "button",
+                class: "button primary small",
+                dataset: { act: "add" },
+                onclick: () => offerSheet(context),
+              },
+              icon("plus"),
+              t("shelf.add"),
+            ),
+          ),
+      ),
+      shown.length > 0
+        ? el(
+            "ul",
+            { class: "offers" },
+            [...cards.values()].map((card) => card.node),
+          )
+        : el("p", { class: "empty card" }, t("viewer.shelf_empty")),
+      ...(gone.length > 0
+        ? [
+            el(
+              "details",
+              {},
+              el("summary", {}, t("shelf.withdrawn", { n: gone.length })),
+              el(
+                "ul",
+                {},
+                gone.map((offer) => el("li", { class: "muted" }, offer.name)),
+              ),
+            ),
+          ]
+        : []),
     );
     if (place?.[0]) panel.querySelector(`[data-offer="${CSS.escape(place[0])}"] [data-act="${place[1]}"]`)?.focus();
   };
@@ -45,12 +95,14 @@ export function shelfPanel(context) {
   };
 }
 
-const canEdit = (context) => context.may("offer.edit") && context.session && !["ended", "archived"].includes(context.session.state);
+const canEdit = (context) =>
+  context.may("offer.edit") && context.session && !["ended", "archived"].includes(context.session.state);
 
 function offerCard(context, offer) {
   const pinned = context.state.pin === offer.id;
   const left = el("b", { class: "number" });
-  const refresh = () => setText(left, whole(context.state.stock.get(offer.id) ?? Math.max(0, offer.total - offer.sold)));
+  const refresh = () =>
+    setText(left, whole(context.state.stock.get(offer.id) ?? Math.max(0, offer.total - offer.sold)));
   refresh();
   const facts = [
     [t("shelf.left"), left],
@@ -65,9 +117,30 @@ function offerCard(context, offer) {
     el(
       "div",
       { class: "grow stack tight" },
-      el("div", { class: "row between" }, el("h3", {}, offer.name), el("span", { class: "row tight" }, pinned && el("span", { class: "badge good" }, icon("pin"), t("shelf.pinned")), offer.state !== "listed" && el("span", { class: "badge warn" }, word("offer_state", offer.state)))),
-      el("p", { class: "row tight" }, el("span", { class: "price" }, money(offer.price_minor, offer.currency)), offer.list_price_minor > offer.price_minor && el("del", { class: "was" }, money(offer.list_price_minor, offer.currency)), windowText(offer)),
-      el("dl", { class: "facts-line" }, facts.flatMap(([term, value]) => [el("dt", {}, term), el("dd", {}, value)])),
+      el(
+        "div",
+        { class: "row between" },
+        el("h3", {}, offer.name),
+        el(
+          "span",
+          { class: "row tight" },
+          pinned && el("span", { class: "badge good" }, icon("pin"), t("shelf.pinned")),
+          offer.state !== "listed" && el("span", { class: "badge warn" }, word("offer_state", offer.state)),
+        ),
+      ),
+      el(
+        "p",
+        { class: "row tight" },
+        el("span", { class: "price" }, money(offer.price_minor, offer.currency)),
+        offer.list_price_minor > offer.price_minor &&
+          el("del", { class: "was" }, money(offer.list_price_minor, offer.currency)),
+        windowText(offer),
+      ),
+      el(
+        "dl",
+        { class: "facts-line" },
+        facts.flatMap(([term, value]) => [el("dt", {}, term), el("dd", {}, value)]),
+      ),
       canEdit(context) && offerActions(context, offer, pinned),
     ),
   );
@@ -76,7 +149,12 @@ function offerCard(context, offer) {
 
 function windowText(offer) {
   if (!offer.opens_at && !offer.closes_at) return null;
-  return el("span", { class: "badge warn" }, icon("bolt"), `${offer.opens_at ? dateTime(offer.opens_at) : ""} – ${offer.closes_at ? dateTime(offer.closes_at) : ""}`);
+  return el(
+    "span",
+    { class: "badge warn" },
+    icon("bolt"),
+    `${offer.opens_at ? dateTime(offer.opens_at) : ""} – ${offer.closes_at ? dateTime(offer.closes_at) : ""}`,
+  );
 }
 
 function offerActions(context, offer, pinned) {
@@ -88,16 +166,31 @@ function offerActions(context, offer, pinned) {
       },
       explain,
     );
-  const button = (name, act, style = "quiet") => el("button", { type: "button", class: `button ${style} small`, dataset: { act: name }, onclick: act, "aria-label": `${t(`shelf.${name}`)}: ${offer.name}` }, t(`shelf.${name}`));
+  const button = (name, act, style = "quiet") =>
+    el(
+      "button",
+      {
+        type: "button",
+        class: `button ${style} small`,
+        dataset: { act: name },
+        onclick: act,
+        "aria-label": `${t(`shelf.${name}`)}: ${offer.name}`,
+      },
+      t(`shelf.${name}`),
+    );
   const post = (step, body) => () => context.api.post(`/offers/${offer.id}/${step}`, body);
   const pin = (id) => async () => {
     context.state.pin = (await context.api.put(`/rooms/${context.roomId}/pin`, { offer: id })).offer;
   };
   const withdraw = async () => {
-    const answer = await confirmSheet(t("shelf.withdraw_question", { name: offer.name }), { action: t("shelf.withdraw"), ask: t("show.reason") });
+    const answer = await confirmSheet(t("shelf.withdraw_question", { name: offer.name }), {
+      action: t("shelf.withdraw"),
+      ask: t("show.reason"),
+    });
     return answer ? context.api.post(`/offers/${offer.id}/withdraw`, { reason: answer.text }) : false;
   };
-  const mayPin = context.may("session.run") && ["live", "interrupted"].includes(context.session.state) && offer.state === "listed";
+  const mayPin =
+    context.may("session.run") && ["live", "interrupted"].includes(context.session.state) && offer.state === "listed";
   return el(
     "div",
     { class: "row tight" },
@@ -112,11 +205,22 @@ function offerActions(context, offer, pinned) {
 
 function priceSheet(context, offer) {
   const limits = offer.price_min_minor !== null || offer.price_max_minor !== null;
-  const range = [offer.price_min_minor, offer.price_max_minor].map((price) => (price === null ? "…" : money(price, offer.currency))).join(" – ");
+  const range = [offer.price_min_minor, offer.price_max_minor]
+    .map((price) => (price === null ? "…" : money(price, offer.currency)))
+    .join(" – ");
   formSheet({
     title: t("shelf.price_of", { name: offer.name }),
     currency: offer.currency,
-    controls: [{ name: "price_minor", label: t("shelf.new_price", { currency: offer.currency }), type: "money", required: true, value: major(offer.price_minor, offer.currency), hint: limits ? t("shelf.price_limits", { range }) : "" }],
+    controls: [
+      {
+        name: "price_minor",
+        label: t("shelf.new_price", { currency: offer.currency }),
+        type: "money",
+        required: true,
+        value: major(offer.price_minor, offer.currency),
+        hint: limits ? t("shelf.price_limits", { range }) : "",
+      },
+    ],
     submit: async (values) => {
       await context.api.post(`/offers/${offer.id}/price`, values);
       toast(t("shelf.price_done", { price: money(values.price_minor, offer.currency) }), "good");
@@ -129,7 +233,9 @@ function stockSheet(context, offer) {
   formSheet({
     title: t("shelf.stock_of", { name: offer.name }),
     action: t("common.add"),
-    controls: [{ name: "add", label: t("shelf.add_units"), type: "number", min: 1, max: 1_000_000, required: true, value: 10 }],
+    controls: [
+      { name: "add", label: t("shelf.add_units"), type: "number", min: 1, max: 1_000_000, required: true, value: 10 },
+    ],
     submit: async ({ add }) => {
       await context.api.post(`/offers/${offer.id}/stock`, { add: Number(add) });
       await context.reloadShelf();
@@ -143,8 +249,25 @@ function windowSheet(context, offer) {
     title: t("shelf.window_of", { name: offer.name }),
     intro: t("shelf.window_intro"),
     controls: [
-      { name: "opens_in", label: t("shelf.opens_in"), type: "number", min: 0, max: 1440, step: "any", value: 0, required: true },
-      { name: "minutes", label: t("shelf.lasts"), type: "number", min: 0, max: 1440, step: "any", hint: t("shelf.lasts_hint") },
+      {
+        name: "opens_in",
+        label: t("shelf.opens_in"),
+        type: "number",
+        min: 0,
+        max: 1440,
+        step: "any",
+        value: 0,
+        required: true,
+      },
+      {
+        name: "minutes",
+        label: t("shelf.lasts"),
+        type: "number",
+        min: 0,
+        max: 1440,
+        step: "any",
+        hint: t("shelf.lasts_hint"),
+      },
     ],
     submit: async ({ opens_in: wait, minutes }) => {
       const opens = Date.now() + Number(wait) * MINUTE_MS;
@@ -162,13 +285,25 @@ const offerControls = () => [
   { name: "price_minor", label: t("shelf.new_price", { currency: "" }), type: "money", required: true },
   { name: "list_price_minor", label: t("shelf.list_price"), type: "money", hint: t("shelf.list_price_hint") },
   { name: "total", label: t("shelf.units"), type: "number", min: 0, max: 1_000_000, required: true, value: 100 },
-  { name: "limit_per_viewer", label: t("shelf.limit"), type: "number", min: 0, max: 999, value: 0, hint: t("shelf.limit_hint") },
+  {
+    name: "limit_per_viewer",
+    label: t("shelf.limit"),
+    type: "number",
+    min: 0,
+    max: 999,
+    value: 0,
+    hint: t("shelf.limit_hint"),
+  },
 ];
 
 async function putOnShelf(context, values) {
   const { limit_per_viewer: limit, total, ...rest } = values;
   const body = Object.fromEntries(Object.entries(rest).filter(([, value]) => value !== null && value !== ""));
-  await context.api.post(`/sessions/${context.session.id}/offers`, { ...body, total: Number(total), limit_per_viewer: Number(limit) || 0 });
+  await context.api.post(`/sessions/${context.session.id}/offers`, {
+    ...body,
+    total: Number(total),
+    limit_per_viewer: Number(limit) || 0,
+  });
   toast(t("shelf.added"), "good");
   await context.reloadShelf();
 }
@@ -181,7 +316,15 @@ function offerSheet(context) {
     controls: [
       { name: "name", label: t("shelf.name"), required: true, maxlength: 120 },
       ...offerControls(),
-      { name: "return_policy", label: t("shelf.return_policy"), type: "select", options: [["no_reason_7_days", t("shelf.policy_7_days")], ["fresh_no_return", t("shelf.policy_fresh")]] },
+      {
+        name: "return_policy",
+        label: t("shelf.return_policy"),
+        type: "select",
+        options: [
+          ["no_reason_7_days", t("shelf.policy_7_days")],
+          ["fresh_no_return", t("shelf.policy_fresh")],
+        ],
+      },
     ],
     submit: (values) => putOnShelf(context, values),
   });
@@ -194,12 +337,25 @@ async function productSheet(context) {
     newProductSheet(context);
     return;
   }
-  const another = el("button", { type: "button", class: "button quiet wide", onclick: () => (form.sheet.close(), newProductSheet(context)) }, icon("plus"), t("shelf.new_product"));
+  const another = el(
+    "button",
+    { type: "button", class: "button quiet wide", onclick: () => (form.sheet.close(), newProductSheet(context)) },
+    icon("plus"),
+    t("shelf.new_product"),
+  );
   const form = formSheet({
     title: t("shelf.from_product"),
     action: t("common.add"),
     currency: context.currency(),
-    controls: [{ name: "product", label: t("shelf.product"), type: "select", options: products.map((product) => [product.id, [product.name, product.village].filter(Boolean).join(" · ")]) }, ...offerControls()],
+    controls: [
+      {
+        name: "product",
+        label: t("shelf.product"),
+        type: "select",
+        options: products.map((product) => [product.id, [product.name, product.village].filter(Boolean).join(" · ")]),
+      },
+      ...offerControls(),
+    ],
     extra: another,
     submit: (values) => putOnShelf(context, values),
   });

@@ -12,11 +12,19 @@ const KINDS = ["talk", "offer", "draw", "envelope", "break"];
 export function showPanel(context) {
   const panel = byId("panel-show");
   const state = { checklist: null, cues: [] };
-  const draw = () => panel.replaceChildren(...(context.session ? [lifeCard(context, state), cuesCard(context, state), sessionsCard(context)] : [sessionsCard(context)]));
+  const draw = () =>
+    panel.replaceChildren(
+      ...(context.session
+        ? [lifeCard(context, state), cuesCard(context, state), sessionsCard(context)]
+        : [sessionsCard(context)]),
+    );
   const load = async () => {
     const id = context.session?.id;
     if (!id) return draw();
-    const [checklist, run] = await Promise.all([context.api.get(`/sessions/${id}/checklist`), context.api.get(`/sessions/${id}/run-of-show`)]);
+    const [checklist, run] = await Promise.all([
+      context.api.get(`/sessions/${id}/checklist`),
+      context.api.get(`/sessions/${id}/run-of-show`),
+    ]);
     Object.assign(state, { checklist, cues: run.cues });
     return draw();
   };
@@ -36,7 +44,12 @@ function lifeCard(context, state) {
   return el(
     "article",
     { class: "card stack" },
-    el("div", { class: "row between" }, el("h2", {}, session.title), el("span", { class: session.state === "live" ? "badge live" : "badge" }, word("session_state", session.state))),
+    el(
+      "div",
+      { class: "row between" },
+      el("h2", {}, session.title),
+      el("span", { class: session.state === "live" ? "badge live" : "badge" }, word("session_state", session.state)),
+    ),
     el("p", { class: "muted small-text" }, timesOf(session)),
     state.checklist && checklistOf(state.checklist),
     context.may("session.run") && el("div", { class: "row" }, stepsOf(context, state)),
@@ -45,7 +58,12 @@ function lifeCard(context, state) {
 }
 
 export function reportLink(session) {
-  return el("a", { class: "button quiet", href: `/reports/${encodeURIComponent(session.id)}` }, icon("chart"), t("show.report"));
+  return el(
+    "a",
+    { class: "button quiet", href: `/reports/${encodeURIComponent(session.id)}` },
+    icon("chart"),
+    t("show.report"),
+  );
 }
 
 function timesOf(session) {
@@ -60,8 +78,24 @@ function timesOf(session) {
 }
 
 function checklistOf({ step, items }) {
-  const rows = items.map((item) => el("li", { class: item.ok ? "ok" : "open" }, icon(item.ok ? "check" : "warning"), el("span", { class: "unseen" }, t(item.ok ? "show.check_ok" : "show.check_open")), el("span", {}, checkText(item))));
-  return step && el("div", { class: "stack tight" }, el("h3", { class: "legend" }, t("show.checklist", { step: word("step", step) })), el("ul", { class: "checklist" }, rows));
+  const rows = items.map((item) =>
+    el(
+      "li",
+      { class: item.ok ? "ok" : "open" },
+      icon(item.ok ? "check" : "warning"),
+      el("span", { class: "unseen" }, t(item.ok ? "show.check_ok" : "show.check_open")),
+      el("span", {}, checkText(item)),
+    ),
+  );
+  return (
+    step &&
+    el(
+      "div",
+      { class: "stack tight" },
+      el("h3", { class: "legend" }, t("show.checklist", { step: word("step", step) })),
+      el("ul", { class: "checklist" }, rows),
+    )
+  );
 }
 
 /** Items that need a detail come with the server's own words; the others are said in the page's language. */
@@ -73,7 +107,18 @@ function checkText(item) {
 
 function stepsOf(context, state) {
   const { session } = context;
-  const step = (name, style, iconName, act) => el("button", { type: "button", class: `button ${style}`, dataset: { step: name }, onclick: (event) => busy(event.currentTarget, act, explain) }, icon(iconName), t(`show.${name}`));
+  const step = (name, style, iconName, act) =>
+    el(
+      "button",
+      {
+        type: "button",
+        class: `button ${style}`,
+        dataset: { step: name },
+        onclick: (event) => busy(event.currentTarget, act, explain),
+      },
+      icon(iconName),
+      t(`show.${name}`),
+    );
   const post = (path, body) => async () => {
     await context.sessionChanged(await context.api.post(`/sessions/${session.id}/${path}`, body));
     toast(t(`show.${path.replace("-", "_")}_done`), "good");
@@ -99,12 +144,17 @@ function stepsOf(context, state) {
 
 async function goLiveStep(context, state, post) {
   const emptyShelf = state.checklist?.items.some((item) => item.word === "shelf" && !item.ok);
-  if (emptyShelf && !(await confirmSheet(t("show.empty_shelf_question"), { action: t("show.go_live"), danger: false }))) return;
+  if (emptyShelf && !(await confirmSheet(t("show.empty_shelf_question"), { action: t("show.go_live"), danger: false })))
+    return;
   await post("go-live", { empty_shelf_accepted: Boolean(emptyShelf) })();
 }
 
 async function interruptStep(post) {
-  const answer = await confirmSheet(t("show.interrupt_question"), { action: t("show.interrupt"), ask: t("show.reason"), danger: false });
+  const answer = await confirmSheet(t("show.interrupt_question"), {
+    action: t("show.interrupt"),
+    ask: t("show.reason"),
+    danger: false,
+  });
   if (answer) await post("interrupt", { reason: answer.text })();
 }
 
@@ -117,7 +167,10 @@ function scheduleSheet(context) {
     title: t("show.schedule"),
     action: t("show.schedule"),
     controls: [{ name: "starts_at", label: t("show.starts_at"), type: "datetime-local", required: true }],
-    submit: async ({ starts_at: at }) => context.sessionChanged(await context.api.post(`/sessions/${context.session.id}/schedule`, { starts_at: new Date(at).toISOString() })),
+    submit: async ({ starts_at: at }) =>
+      context.sessionChanged(
+        await context.api.post(`/sessions/${context.session.id}/schedule`, { starts_at: new Date(at).toISOString() }),
+      ),
   });
 }
 
@@ -132,8 +185,34 @@ function cuesCard(context, state) {
       "li",
       { class: `cue ${cue.state}`, "aria-current": cue.state === "now" && "step" },
       el("span", { class: "badge" }, word("cue_kind", cue.kind)),
-      el("span", { class: "grow" }, cue.title, cue.minutes > 0 && el("small", { class: "muted" }, ` ${t("show.minutes", { n: cue.minutes })}`)),
-      may && open && cue.state === "waiting" && el("button", { type: "button", class: "icon-button", "aria-label": `${t("show.remove_cue")}: ${cue.title}`, onclick: (event) => busy(event.currentTarget, () => saveCues(context, state.cues.filter((other) => other !== cue)), explain) }, icon("trash")),
+      el(
+        "span",
+        { class: "grow" },
+        cue.title,
+        cue.minutes > 0 && el("small", { class: "muted" }, ` ${t("show.minutes", { n: cue.minutes })}`),
+      ),
+      may &&
+        open &&
+        cue.state === "waiting" &&
+        el(
+          "button",
+          {
+            type: "button",
+            class: "icon-button",
+            "aria-label": `${t("show.remove_cue")}: ${cue.title}`,
+            onclick: (event) =>
+              busy(
+                event.currentTarget,
+                () =>
+                  saveCues(
+                    context,
+                    state.cues.filter((other) => other !== cue),
+                  ),
+                explain,
+              ),
+          },
+          icon("trash"),
+        ),
     ),
   );
   const advance = async () => {
@@ -146,7 +225,30 @@ function cuesCard(context, state) {
     { class: "card stack" },
     el("h2", {}, t("show.run_of_show")),
     rows.length > 0 ? el("ol", { class: "cues" }, rows) : el("p", { class: "muted" }, t("show.no_cues")),
-    may && open && el("div", { class: "row" }, state.cues.length > 0 && el("button", { type: "button", class: "button primary small", dataset: { step: "advance" }, onclick: (event) => busy(event.currentTarget, advance, explain) }, icon("next"), next ? t("show.advance_to", { title: next.title }) : t("show.advance")), el("button", { type: "button", class: "button quiet small", onclick: () => cueSheet(context, state) }, icon("plus"), t("show.add_cue"))),
+    may &&
+      open &&
+      el(
+        "div",
+        { class: "row" },
+        state.cues.length > 0 &&
+          el(
+            "button",
+            {
+              type: "button",
+              class: "button primary small",
+              dataset: { step: "advance" },
+              onclick: (event) => busy(event.currentTarget, advance, explain),
+            },
+            icon("next"),
+            next ? t("show.advance_to", { title: next.title }) : t("show.advance"),
+          ),
+        el(
+          "button",
+          { type: "button", class: "button quiet small", onclick: () => cueSheet(context, state) },
+          icon("plus"),
+          t("show.add_cue"),
+        ),
+      ),
   );
 }
 
@@ -163,11 +265,26 @@ function cueSheet(context, state) {
     action: t("common.add"),
     controls: [
       { name: "title", label: t("show.cue_title"), required: true, maxlength: 200 },
-      { name: "kind", label: t("show.cue_kind"), type: "select", options: KINDS.map((kind) => [kind, word("cue_kind", kind)]) },
-      { name: "offer", label: t("show.cue_offer"), type: "select", options: [["", t("show.no_offer")], ...offers.map((offer) => [offer.id, offer.name])], hint: t("show.cue_offer_hint") },
+      {
+        name: "kind",
+        label: t("show.cue_kind"),
+        type: "select",
+        options: KINDS.map((kind) => [kind, word("cue_kind", kind)]),
+      },
+      {
+        name: "offer",
+        label: t("show.cue_offer"),
+        type: "select",
+        options: [["", t("show.no_offer")], ...offers.map((offer) => [offer.id, offer.name])],
+        hint: t("show.cue_offer_hint"),
+      },
       { name: "minutes", label: t("show.cue_minutes"), type: "number", min: 0, max: 1440, value: 5 },
     ],
-    submit: ({ title, kind, offer, minutes }) => saveCues(context, [...state.cues, { id: null, title, kind: offer ? "offer" : kind, offer: offer || null, minutes: Number(minutes) || 0 }]),
+    submit: ({ title, kind, offer, minutes }) =>
+      saveCues(context, [
+        ...state.cues,
+        { id: null, title, kind: offer ? "offer" : kind, offer: offer || null, minutes: Number(minutes) || 0 },
+      ]),
   });
 }
 
@@ -178,7 +295,21 @@ function sessionsCard(context) {
     el(
       "li",
       { class: "row between session-row" },
-      el("button", { type: "button", class: "plain grow", "aria-pressed": String(session.id === context.session?.id), onclick: () => context.chooseSession(session.id) }, session.title, el("small", { class: "muted" }, ` ${dateTime(session.went_live_at ?? session.starts_at ?? session.created_at)}`)),
+      el(
+        "button",
+        {
+          type: "button",
+          class: "plain grow",
+          "aria-pressed": String(session.id === context.session?.id),
+          onclick: () => context.chooseSession(session.id),
+        },
+        session.title,
+        el(
+          "small",
+          { class: "muted" },
+          ` ${dateTime(session.went_live_at ?? session.starts_at ?? session.created_at)}`,
+        ),
+      ),
       el("span", { class: session.state === "live" ? "badge live" : "badge" }, word("session_state", session.state)),
     ),
   );
@@ -191,7 +322,10 @@ function sessionsCard(context) {
         { name: "starts_at", label: t("show.starts_at"), type: "datetime-local", hint: t("show.starts_at_hint") },
       ],
       submit: async ({ title, starts_at: at }) => {
-        const session = await context.api.post(`/rooms/${context.roomId}/sessions`, { title, starts_at: at ? new Date(at).toISOString() : null });
+        const session = await context.api.post(`/rooms/${context.roomId}/sessions`, {
+          title,
+          starts_at: at ? new Date(at).toISOString() : null,
+        });
         await context.reloadSessions();
         await context.chooseSession(session.id);
       },
@@ -199,7 +333,18 @@ function sessionsCard(context) {
   return el(
     "article",
     { class: "card stack" },
-    el("div", { class: "row between" }, el("h2", {}, t("show.sessions")), context.may("session.run") && el("button", { type: "button", class: "button quiet small", onclick: create }, icon("plus"), t("show.new_session"))),
+    el(
+      "div",
+      { class: "row between" },
+      el("h2", {}, t("show.sessions")),
+      context.may("session.run") &&
+        el(
+          "button",
+          { type: "button", class: "button quiet small", onclick: create },
+          icon("plus"),
+          t("show.new_session"),
+        ),
+    ),
     rows.length > 0 ? el("ul", { class: "session-list" }, rows) : el("p", { class: "muted" }, t("show.no_sessions")),
   );
 }

@@ -20,7 +20,7 @@ export function bindTabs(list, names) {
       show(byId(`panel-${other}`), chosen || (WIDE.matches && other === "chat"));
       if (chosen && focus) tab.focus();
     }
-    location.hash = name;
+    history.replaceState(null, "", `#${name}`); // a reload comes back to the same tab
   };
   const arrange = () => {
     show(tabs.get("chat"), !WIDE.matches);
@@ -30,7 +30,9 @@ export function bindTabs(list, names) {
   list.addEventListener("keydown", (event) => {
     const all = visible();
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    const goal = step ? all[(all.indexOf(current) + step + all.length) % all.length] : { Home: all[0], End: all.at(-1) }[event.key];
+    const goal = step
+      ? all[(all.indexOf(current) + step + all.length) % all.length]
+      : { Home: all[0], End: all.at(-1) }[event.key];
     if (!goal) return;
     event.preventDefault();
     choose(goal, true);
@@ -42,5 +44,9 @@ export function bindTabs(list, names) {
 }
 
 function tabOf(name) {
-  return el("button", { type: "button", role: "tab", id: `tab-${name}`, "aria-controls": `panel-${name}`, class: "tab" }, t(`host.${name}`));
+  return el(
+    "button",
+    { type: "button", role: "tab", id: `tab-${name}`, "aria-controls": `panel-${name}`, class: "tab" },
+    t(`host.${name}`),
+  );
 }

@@ -28,7 +28,8 @@ export function chatPart(context) {
     },
     event(event) {
       if (event.type === "chat.deleted") list.remove(event);
-      if (event.type === "chat.muted" && event.room === context.roomId) hint(event.until ? t("chat.you_are_muted", { reason: event.reason }) : t("chat.you_may_speak"));
+      if (event.type === "chat.muted" && event.room === context.roomId)
+        hint(event.until ? t("chat.you_are_muted", { reason: event.reason }) : t("chat.you_may_speak"));
     },
   };
 }
@@ -73,5 +74,8 @@ function hint(text) {
 }
 
 function drawSlowMode(seconds) {
-  byId("chat-text").setAttribute("placeholder", seconds > 0 ? t("chat.slow_placeholder", { seconds }) : t("viewer.chat_placeholder"));
+  byId("chat-text").setAttribute(
+    "placeholder",
+    seconds > 0 ? t("chat.slow_placeholder", { seconds }) : t("viewer.chat_placeholder"),
+  );
 }

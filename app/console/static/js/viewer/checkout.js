@@ -30,7 +30,12 @@ export function checkoutPart(context) {
     resume(order) {
       const offer = context.state.offers.get(order.offer) ?? { ...order, id: order.offer };
       current = openPurchase(context, offer, ended);
-      current.placed({ order: order.id, amount_minor: order.amount_minor, currency: order.currency, pay_by: order.pay_by });
+      current.placed({
+        order: order.id,
+        amount_minor: order.amount_minor,
+        currency: order.currency,
+        pay_by: order.pay_by,
+      });
     },
     event(event) {
       if (event.type === "order.paid" && current?.order === event.order) current.paid(event);
@@ -54,24 +59,47 @@ function openPurchase(context, offer, ended) {
 
   const draw = (step, ...content) => {
     purchase.step = step;
-    sheet.body.replaceChildren(stepsOf(step), el("div", { class: "buying" }, picture(offer, 72), el("h3", {}, offer.name), el("p", { class: "price" }, money(purchase.priceMinor, offer.currency))), ...content);
+    sheet.body.replaceChildren(
+      stepsOf(step),
+      el(
+        "div",
+        { class: "buying" },
+        picture(offer, 72),
+        el("h3", {}, offer.name),
+        el("p", { class: "price" }, money(purchase.priceMinor, offer.currency)),
+      ),
+      ...content,
+    );
     sheet.body.scrollTop = 0;
-    (sheet.body.querySelector("[data-first]") ?? sheet.body.querySelector("button, input")).focus({ preventScroll: true });
+    (sheet.body.querySelector("[data-first]") ?? sheet.body.querySelector("button, input")).focus({
+      preventScroll: true,
+    });
   };
-  const failed = (text, retry) => draw(purchase.step, result("bad", "warning", t("buy.not_possible"), text, again(retry), done()));
-  const again = (action) => action && el("button", { type: "button", class: "button primary wide", "data-first": true, onclick: action }, t("buy.again"));
-  const done = () => el("button", { type: "button", class: "button quiet wide", onclick: sheet.close }, t("common.close"));
+  const failed = (text, retry) =>
+    draw(purchase.step, result("bad", "warning", t("buy.not_possible"), text, again(retry), done()));
+  const again = (action) =>
+    action &&
+    el("button", { type: "button", class: "button primary wide", "data-first": true, onclick: action }, t("buy.again"));
+  const done = () =>
+    el("button", { type: "button", class: "button quiet wide", onclick: sheet.close }, t("common.close"));
 
   purchase.chooseQuantity = () => draw("hold", quantityForm(context, offer, purchase, reserve));
 
   async function reserve(quantity, button) {
     if (purchase.quantity !== quantity) delete keys.reserve;
     purchase.quantity = quantity;
-    const reply = await busy(button, () => context.client.rpc("inventory.reserve", { offer: offer.id, quantity, key: keyOf("reserve") }), explain);
+    const reply = await busy(
+      button,
+      () => context.client.rpc("inventory.reserve", { offer: offer.id, quantity, key: keyOf("reserve") }),
+      explain,
+    );
     if (!reply) return;
     delete keys.reserve;
     if (reply.outcome !== "held") {
-      failed(t(`reserve_outcome.${reply.outcome}`, { n: reply.available ?? 0, limit: offer.limit_per_viewer }), purchase.chooseQuantity);
+      failed(
+        t(`reserve_outcome.${reply.outcome}`, { n: reply.available ?? 0, limit: offer.limit_per_viewer }),
+        purchase.chooseQuantity,
+      );
       return;
     }
     purchase.hold = reply.hold;
@@ -86,7 +114,12 @@ function openPurchase(context, offer, ended) {
 
   async function place(address, button) {
     localStorage.setItem(ADDRESS, JSON.stringify(address));
-    const reply = await busy(button, () => context.client.rpc("order.place", { hold: purchase.hold, address, key: keyOf("place"), policy_accepted: true }), explain);
+    const reply = await busy(
+      button,
+      () =>
+        context.client.rpc("order.place", { hold: purchase.hold, address, key: keyOf("place"), policy_accepted: true }),
+      explain,
+    );
     if (!reply) return;
     delete keys.place;
     if (reply.outcome === "placed") purchase.placed(reply);
@@ -95,7 +128,12 @@ function openPurchase(context, offer, ended) {
 
   purchase.placed = (reply) => {
     purchase.hold = null;
-    Object.assign(purchase, { order: reply.order, amountMinor: reply.amount_minor, currency: reply.currency, payBy: reply.pay_by });
+    Object.assign(purchase, {
+      order: reply.order,
+      amountMinor: reply.amount_minor,
+      currency: reply.currency,
+      payBy: reply.pay_by,
+    });
     context.orders.refresh();
     askPayment();
   };
@@ -107,7 +145,11 @@ function openPurchase(context, offer, ended) {
   async function pay(method, button) {
     if (purchase.method !== method) delete keys.pay;
     purchase.method = method;
-    const reply = await busy(button, () => context.client.rpc("order.pay", { order: purchase.order, method, key: keyOf("pay") }), explain);
+    const reply = await busy(
+      button,
+      () => context.client.rpc("order.pay", { order: purchase.order, method, key: keyOf("pay") }),
+      explain,
+    );
     if (!reply) return;
     if (reply.outcome === "paid") purchase.paid({ order: purchase.order });
     else if (reply.outcome === "pending") waitForPayment();
@@ -116,7 +158,20 @@ function openPurchase(context, offer, ended) {
 
   function waitForPayment() {
     if (purchase.step === "done") return; // the event was faster than the reply
-    draw("pay", result("wait", "clock", t("buy.paying"), t("buy.paying_text"), el("button", { type: "button", class: "button quiet wide", "data-first": true, onclick: sheet.close }, t("buy.wait_elsewhere"))));
+    draw(
+      "pay",
+      result(
+        "wait",
+        "clock",
+        t("buy.paying"),
+        t("buy.paying_text"),
+        el(
+          "button",
+          { type: "button", class: "button quiet wide", "data-first": true, onclick: sheet.close },
+          t("buy.wait_elsewhere"),
+        ),
+      ),
+    );
     purchase.waiting = true;
     look(1);
   }
@@ -135,7 +190,21 @@ function openPurchase(context, offer, ended) {
     purchase.waiting = false;
     shout(t("buy.paid"));
     const details = el("p", { class: "small-text muted" }, t("buy.order_number"), " ", el("code", {}, purchase.order));
-    draw("done", result("good", "check", t("buy.paid"), t("buy.paid_text"), details, el("button", { type: "button", class: "button primary wide", "data-first": true, onclick: sheet.close }, t("buy.back_to_show"))));
+    draw(
+      "done",
+      result(
+        "good",
+        "check",
+        t("buy.paid"),
+        t("buy.paid_text"),
+        details,
+        el(
+          "button",
+          { type: "button", class: "button primary wide", "data-first": true, onclick: sheet.close },
+          t("buy.back_to_show"),
+        ),
+      ),
+    );
   };
 
   purchase.declined = ({ reason }) => {
@@ -160,7 +229,13 @@ function giveBack(context, purchase) {
 
 function stepsOf(step) {
   const at = STEPS.indexOf(step);
-  return el("ol", { class: "steps", "aria-label": t("buy.steps") }, STEPS.map((name, index) => el("li", { class: index < at ? "past" : "", "aria-current": index === at && "step" }, t(`buy.step_${name}`))));
+  return el(
+    "ol",
+    { class: "steps", "aria-label": t("buy.steps") },
+    STEPS.map((name, index) =>
+      el("li", { class: index < at ? "past" : "", "aria-current": index === at && "step" }, t(`buy.step_${name}`)),
+    ),
+  );
 }
 
 function countdown(label, until) {
@@ -168,12 +243,29 @@ function countdown(label, until) {
 }
 
 function result(kind, iconName, title, text, ...rest) {
-  return el("div", { class: "outcome" }, el("span", { class: `mark ${kind}` }, icon(iconName)), el("h3", {}, title), el("p", { class: "muted" }, text), el("div", { class: "stack wide" }, ...rest));
+  return el(
+    "div",
+    { class: "outcome" },
+    el("span", { class: `mark ${kind}` }, icon(iconName)),
+    el("h3", {}, title),
+    el("p", { class: "muted" }, text),
+    el("div", { class: "stack wide" }, ...rest),
+  );
 }
 
 function quantityForm(context, offer, purchase, reserve) {
   const most = () => Math.max(1, Math.min(offer.limit_per_viewer || 999, available(context.state, offer), 999));
-  const input = el("input", { id: "quantity", name: "quantity", type: "number", min: 1, max: most(), step: 1, value: Math.min(purchase.quantity, most()), inputmode: "numeric", required: true });
+  const input = el("input", {
+    id: "quantity",
+    name: "quantity",
+    type: "number",
+    min: 1,
+    max: most(),
+    step: 1,
+    value: Math.min(purchase.quantity, most()),
+    inputmode: "numeric",
+    required: true,
+  });
   const total = el("span", { class: "price" });
   const redraw = () => (total.textContent = money(offer.price_minor * (Number(input.value) || 1), offer.currency));
   const step = (by) => () => {
@@ -214,7 +306,13 @@ function addressForm(offer, purchase, place) {
   const known = readAddress();
   const input = (name, props) => el("input", { name, value: known[name] ?? "", ...props });
   const submit = el("button", { type: "submit", class: "button primary wide", "data-first": true }, t("buy.place"));
-  const policy = el("input", { type: "checkbox", name: "policy", id: "policy", required: true, checked: offer.return_policy !== "fresh_no_return" });
+  const policy = el("input", {
+    type: "checkbox",
+    name: "policy",
+    id: "policy",
+    required: true,
+    checked: offer.return_policy !== "fresh_no_return",
+  });
   const form = el(
     "form",
     { class: "stack", novalidate: true },
@@ -222,18 +320,40 @@ function addressForm(offer, purchase, place) {
       "div",
       { class: "fields" },
       field(t("address.name"), input("name", { required: true, maxlength: 80, autocomplete: "name" })),
-      field(t("address.phone"), input("phone", { required: true, minlength: 3, maxlength: 32, type: "tel", autocomplete: "tel" })),
+      field(
+        t("address.phone"),
+        input("phone", { required: true, minlength: 3, maxlength: 32, type: "tel", autocomplete: "tel" }),
+      ),
     ),
     field(t("address.region"), input("region", { maxlength: 120, autocomplete: "address-level1" })),
     field(t("address.line"), input("line", { required: true, maxlength: 300, autocomplete: "street-address" })),
-    field(t("address.postcode"), input("postcode", { maxlength: 16, autocomplete: "postal-code", inputmode: "numeric" })),
-    el("div", {}, el("label", { class: "check", for: "policy" }, policy, el("span", {}, t(`policy.${offer.return_policy ?? "no_reason_7_days"}`))), el("span", { class: "field-error", id: "policy-error", hidden: true })),
-    el("p", { class: "sum" }, el("span", {}, t("buy.total")), el("span", { class: "price" }, money(purchase.priceMinor * purchase.quantity, offer.currency))),
+    field(
+      t("address.postcode"),
+      input("postcode", { maxlength: 16, autocomplete: "postal-code", inputmode: "numeric" }),
+    ),
+    el(
+      "div",
+      {},
+      el(
+        "label",
+        { class: "check", for: "policy" },
+        policy,
+        el("span", {}, t(`policy.${offer.return_policy ?? "no_reason_7_days"}`)),
+      ),
+      el("span", { class: "field-error", id: "policy-error", hidden: true }),
+    ),
+    el(
+      "p",
+      { class: "sum" },
+      el("span", {}, t("buy.total")),
+      el("span", { class: "price" }, money(purchase.priceMinor * purchase.quantity, offer.currency)),
+    ),
     submit,
   );
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    if (!checkForm(form, (control) => t(control.name === "policy" ? "address.policy_needed" : "address.needed"))) return;
+    if (!checkForm(form, (control) => t(control.name === "policy" ? "address.policy_needed" : "address.needed")))
+      return;
     const { policy: _, ...address } = fields(form);
     place(address, submit);
   });
@@ -241,7 +361,13 @@ function addressForm(offer, purchase, place) {
 }
 
 function readAddress() {
-  const demo = { name: t("address.demo_name"), phone: "138 0000 0000", region: t("address.demo_region"), line: t("address.demo_line"), postcode: "310000" };
+  const demo = {
+    name: t("address.demo_name"),
+    phone: "138 0000 0000",
+    region: t("address.demo_region"),
+    line: t("address.demo_line"),
+    postcode: "310000",
+  };
   try {
     return { ...demo, ...JSON.parse(localStorage.getItem(ADDRESS) ?? "{}") };
   } catch {
@@ -250,17 +376,37 @@ function readAddress() {
 }
 
 function paymentForm(purchase, pay) {
-  const submit = el("button", { type: "submit", class: "button primary wide", "data-first": true }, t("buy.pay", { amount: money(purchase.amountMinor, purchase.currency) }));
+  const submit = el(
+    "button",
+    { type: "submit", class: "button primary wide", "data-first": true },
+    t("buy.pay", { amount: money(purchase.amountMinor, purchase.currency) }),
+  );
   const send = (event) => {
     event.preventDefault();
     pay(fields(event.target).method, submit);
   };
   const option = (method, index) =>
-    el("label", { class: "method" }, el("input", { type: "radio", name: "method", value: method, checked: index === 0 }), el("span", {}, el("b", {}, t(`method.${method}`)), el("br"), el("span", { class: "small-text muted" }, t(`method.${method}_text`))));
+    el(
+      "label",
+      { class: "method" },
+      el("input", { type: "radio", name: "method", value: method, checked: index === 0 }),
+      el(
+        "span",
+        {},
+        el("b", {}, t(`method.${method}`)),
+        el("br"),
+        el("span", { class: "small-text muted" }, t(`method.${method}_text`)),
+      ),
+    );
   return el(
     "form",
     { class: "stack", onsubmit: send },
-    el("p", { class: "sum" }, el("span", {}, t("buy.to_pay")), el("span", { class: "price" }, money(purchase.amountMinor, purchase.currency))),
+    el(
+      "p",
+      { class: "sum" },
+      el("span", {}, t("buy.to_pay")),
+      el("span", { class: "price" }, money(purchase.amountMinor, purchase.currency)),
+    ),
     el("fieldset", { class: "methods" }, el("legend", { class: "legend" }, t("buy.method")), METHODS.map(option)),
     submit,
   );

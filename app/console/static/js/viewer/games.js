@@ -11,7 +11,14 @@ const DONE_SHOWN_MS = 90_000;
 const DONE = new Set(["drawn", "cancelled", "emptied", "expired", "settled"]);
 
 export function gamesPart(context) {
-  const mine = { entered: new Set(), shares: new Map(), keys: new Map(), doneAt: new Map(), seen: new Set(), open: null };
+  const mine = {
+    entered: new Set(),
+    shares: new Map(),
+    keys: new Map(),
+    doneAt: new Map(),
+    seen: new Set(),
+    open: null,
+  };
   const draw = () => drawChips(context, mine);
   setInterval(draw, 15_000); // what is over leaves the stage after a while
   return {
@@ -57,7 +64,12 @@ function drawChips(context, mine) {
 function chip(mine, game, { kind, iconName, title, note, onclick }) {
   const state = DONE.has(game.state) ? "done" : mine.seen.has(game.id) ? "" : "fresh";
   mine.seen.add(game.id);
-  return el("button", { type: "button", class: `game ${kind} ${state}`, dataset: { game: game.id }, onclick }, icon(iconName), el("span", {}, title, el("small", {}, note)));
+  return el(
+    "button",
+    { type: "button", class: `game ${kind} ${state}`, dataset: { game: game.id }, onclick },
+    icon(iconName),
+    el("span", {}, title, el("small", {}, note)),
+  );
 }
 
 // --- draws -------------------------------------------------------------------------------------------------------------------------
@@ -65,11 +77,18 @@ function chip(mine, game, { kind, iconName, title, note, onclick }) {
 function drawChip(context, mine, draw) {
   const left = draw.state === "open" && draw.closes_at && Date.parse(draw.closes_at) > serverNow();
   const note = left ? [t("draw.closes_in"), " ", countdownTo(draw.closes_at)] : t(`draw_state.${draw.state}`);
-  return chip(mine, draw, { kind: "draw", iconName: "gift", title: draw.title, note, onclick: () => openDraw(context, mine, draw.id) });
+  return chip(mine, draw, {
+    kind: "draw",
+    iconName: "gift",
+    title: draw.title,
+    note,
+    onclick: () => openDraw(context, mine, draw.id),
+  });
 }
 
 function prizeText(context, prize) {
-  const what = prize.kind === "money" && prize.amount_minor ? money(prize.amount_minor, currencyOf(context)) : prize.name;
+  const what =
+    prize.kind === "money" && prize.amount_minor ? money(prize.amount_minor, currencyOf(context)) : prize.name;
   return `${what} × ${whole(prize.count)}`;
 }
 
@@ -86,8 +105,19 @@ function openDraw(context, mine, id) {
       el(
         "div",
         { class: "stack" },
-        el("ul", { class: "prizes", "aria-label": t("draw.prizes") }, draw.prizes.map((prize) => el("li", { class: "prize" }, icon("gift"), prizeText(context, prize)))),
-        el("p", { class: "row between" }, el("span", { class: "muted" }, t("draw.entrants", { n: whole(draw.entrants) })), draw.state === "open" && draw.closes_at && el("span", { class: "countdown" }, icon("clock"), t("draw.closes_in"), countdownTo(draw.closes_at))),
+        el(
+          "ul",
+          { class: "prizes", "aria-label": t("draw.prizes") },
+          draw.prizes.map((prize) => el("li", { class: "prize" }, icon("gift"), prizeText(context, prize))),
+        ),
+        el(
+          "p",
+          { class: "row between" },
+          el("span", { class: "muted" }, t("draw.entrants", { n: whole(draw.entrants) })),
+          draw.state === "open" &&
+            draw.closes_at &&
+            el("span", { class: "countdown" }, icon("clock"), t("draw.closes_in"), countdownTo(draw.closes_at)),
+        ),
         winners ? winnerList(winners, context.me.id) : entryForm(context, mine, draw, typed, refresh),
         proof(draw),
       ),
@@ -106,13 +136,23 @@ function entryForm(context, mine, draw, typed, refresh) {
     event.preventDefault();
     const keyword = fields(event.target).keyword ?? "";
     const id = `${draw.id}/${keyword}`;
-    const reply = await busy(submit, () => context.client.rpc("draw.enter", { draw: draw.id, keyword, key: keyFor(mine, id) }), explainGame);
+    const reply = await busy(
+      submit,
+      () => context.client.rpc("draw.enter", { draw: draw.id, keyword, key: keyFor(mine, id) }),
+      explainGame,
+    );
     if (!reply) return;
     if (reply.outcome === "entered" || reply.outcome === "again") mine.entered.add(draw.id);
     toast(t(`enter_outcome.${reply.outcome}`), mine.entered.has(draw.id) ? "good" : "bad");
     refresh();
   };
-  const word = needsWord && field(t("draw.keyword"), el("input", { name: "keyword", maxlength: 60, required: true, autocomplete: "off", value: typed }), { hint: draw.keyword ? t("draw.keyword_hint", { word: draw.keyword }) : "" });
+  const word =
+    needsWord &&
+    field(
+      t("draw.keyword"),
+      el("input", { name: "keyword", maxlength: 60, required: true, autocomplete: "off", value: typed }),
+      { hint: draw.keyword ? t("draw.keyword_hint", { word: draw.keyword }) : "" },
+    );
   return el("form", { class: "stack", onsubmit: send }, word, submit);
 }
 
@@ -122,13 +162,36 @@ function explainGame(error) {
 }
 
 function winnerList(winners, myId) {
-  const items = winners.map((winner) => el("li", { class: `winner ${winner.viewer === myId ? "me" : ""}` }, el("span", {}, winner.viewer === myId ? t("draw.me", { name: winner.name }) : winner.name), el("span", {}, winner.prize)));
+  const items = winners.map((winner) =>
+    el(
+      "li",
+      { class: `winner ${winner.viewer === myId ? "me" : ""}` },
+      el("span", {}, winner.viewer === myId ? t("draw.me", { name: winner.name }) : winner.name),
+      el("span", {}, winner.prize),
+    ),
+  );
   return el("div", { class: "stack tight" }, el("h3", {}, t("draw.winners")), el("ul", { class: "winners" }, items));
 }
 
 function proof(draw) {
   const row = (term, value) => value && el("p", {}, `${term}: `, el("code", {}, value));
-  return el("details", { class: "proof" }, el("summary", {}, t("draw.proof")), el("p", {}, t("draw.proof_text")), row(t("draw.rules_hash"), draw.rules_hash), row(t("draw.commitment"), draw.commitment), el("p", {}, el("a", { href: `/api/v1/draws/${encodeURIComponent(draw.id)}`, target: "_blank", rel: "noopener" }, t("draw.proof_link"))));
+  return el(
+    "details",
+    { class: "proof" },
+    el("summary", {}, t("draw.proof")),
+    el("p", {}, t("draw.proof_text")),
+    row(t("draw.rules_hash"), draw.rules_hash),
+    row(t("draw.commitment"), draw.commitment),
+    el(
+      "p",
+      {},
+      el(
+        "a",
+        { href: `/api/v1/draws/${encodeURIComponent(draw.id)}`, target: "_blank", rel: "noopener" },
+        t("draw.proof_link"),
+      ),
+    ),
+  );
 }
 
 function announceWinners(context, mine, { draw, winners }) {
@@ -143,32 +206,67 @@ function announceWinners(context, mine, { draw, winners }) {
   const text = me ? t("draw.you_won", { prize: me.prize }) : t("draw.not_you");
   shout(text);
   sheet.body.append(
-    el("div", { class: "stack" }, el("div", { class: "outcome" }, el("span", { class: `mark ${me ? "" : "wait"}` }, icon("gift")), el("h3", { class: "display" }, text), me && el("p", { class: "muted" }, t("draw.won_text"))), !me && winnerList(winners, context.me.id), el("button", { type: "button", class: "button wide", onclick: sheet.close }, t("buy.back_to_show"))),
+    el(
+      "div",
+      { class: "stack" },
+      el(
+        "div",
+        { class: "outcome" },
+        el("span", { class: `mark ${me ? "" : "wait"}` }, icon("gift")),
+        el("h3", { class: "display" }, text),
+        me && el("p", { class: "muted" }, t("draw.won_text")),
+      ),
+      !me && winnerList(winners, context.me.id),
+      el("button", { type: "button", class: "button wide", onclick: sheet.close }, t("buy.back_to_show")),
+    ),
   );
 }
 
 // --- envelopes ---------------------------------------------------------------------------------------------------------------------
 
 function envelopeChip(context, mine, envelope) {
-  const note = envelope.state === "open" ? t("envelope.remaining", { n: whole(envelope.remaining), total: whole(envelope.count) }) : t(`envelope_state.${envelope.state}`);
+  const note =
+    envelope.state === "open"
+      ? t("envelope.remaining", { n: whole(envelope.remaining), total: whole(envelope.count) })
+      : t(`envelope_state.${envelope.state}`);
   const title = envelope.title || t("envelope.title");
-  return chip(mine, envelope, { kind: "envelope", iconName: "envelope", title, note, onclick: () => openEnvelope(context, mine, envelope.id) });
+  return chip(mine, envelope, {
+    kind: "envelope",
+    iconName: "envelope",
+    title,
+    note,
+    onclick: () => openEnvelope(context, mine, envelope.id),
+  });
 }
 
 function openEnvelope(context, mine, id) {
   const envelope = context.state.envelopes.get(id);
   const sheet = openSheet(envelope.title || t("envelope.title"), { className: "gift" });
-  const total = el("p", { class: "muted" }, t("envelope.total", { amount: money(envelope.total_minor, envelope.currency), n: whole(envelope.count) }));
+  const total = el(
+    "p",
+    { class: "muted" },
+    t("envelope.total", { amount: money(envelope.total_minor, envelope.currency), n: whole(envelope.count) }),
+  );
   const draw = (...content) => sheet.body.replaceChildren(el("div", { class: "outcome" }, ...content));
   const opened = (amountMinor) => {
     mine.shares.set(id, amountMinor);
     shout(t("envelope.opened", { amount: money(amountMinor, envelope.currency) }));
-    draw(el("p", {}, t("envelope.yours")), el("p", { class: "amount" }, money(amountMinor, envelope.currency)), el("p", { class: "muted" }, t("envelope.yours_text")), total);
+    draw(
+      el("p", {}, t("envelope.yours")),
+      el("p", { class: "amount" }, money(amountMinor, envelope.currency)),
+      el("p", { class: "muted" }, t("envelope.yours_text")),
+      total,
+    );
   };
   const grab = async (event) => {
-    const reply = await busy(event.currentTarget, () => context.client.rpc("envelope.grab", { envelope: id, key: keyFor(mine, id) }), explainGame);
+    const reply = await busy(
+      event.currentTarget,
+      () => context.client.rpc("envelope.grab", { envelope: id, key: keyFor(mine, id) }),
+      explainGame,
+    );
     if (!reply) return;
-    if (reply.outcome === "opened" || reply.outcome === "already") opened(reply.amount_minor ?? mine.shares.get(id) ?? 0);
+    if (reply.outcome === "opened" || reply.outcome === "already")
+      opened(reply.amount_minor ?? mine.shares.get(id) ?? 0);
     else draw(el("h3", {}, t(`grab_outcome.${reply.outcome}`)), total);
   };
   if (mine.shares.has(id)) opened(mine.shares.get(id));

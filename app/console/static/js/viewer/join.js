@@ -28,7 +28,13 @@ export function join(context) {
 }
 
 function guestForm(context, accept, other) {
-  const name = el("input", { name: "name", maxlength: 24, required: true, autocomplete: "nickname", value: localStorage.getItem(NAME) ?? "" });
+  const name = el("input", {
+    name: "name",
+    maxlength: 24,
+    required: true,
+    autocomplete: "nickname",
+    value: localStorage.getItem(NAME) ?? "",
+  });
   const enter = async (event) => {
     event.preventDefault();
     if (!checkForm(form, () => t("join.name_needed"))) return;

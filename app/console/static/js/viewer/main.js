@@ -85,12 +85,17 @@ function redraw(changed) {
 
 function showConnection({ state, reason, expired, code }) {
   const box = byId("connection");
-  const texts = { connecting: t("viewer.connecting"), waiting: t("viewer.reconnecting"), closed: t("viewer.disconnected") };
+  const texts = {
+    connecting: t("viewer.connecting"),
+    waiting: t("viewer.reconnecting"),
+    closed: t("viewer.disconnected"),
+  };
   show(box, state !== "connected");
   box.classList.toggle("lost", state === "closed");
   box.replaceChildren(icon("clock"), el("span", {}, texts[state] ?? ""));
   document.body.dataset.connection = state;
-  if (state === "closed" && code !== 3000) expired || code === 3500 ? joinAgain() : toast(t("viewer.ended_by_server", { reason }), "bad");
+  if (state === "closed" && code !== 3000)
+    expired || code === 3500 ? joinAgain() : toast(t("viewer.ended_by_server", { reason }), "bad");
 }
 
 /** The token is used up: what was bought belongs to it, so a new one is asked for openly and never taken in silence. */

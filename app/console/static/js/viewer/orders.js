@@ -38,7 +38,8 @@ export function ordersPart(context) {
       if (CREDITS.has(event.type) && wallet) drawWallet(context, wallet);
       if (!CHANGES.has(event.type)) return;
       refresh();
-      if (event.type === "order.changed") toast(t("orders.changed", { state: word("order_state", event.state) }), "info");
+      if (event.type === "order.changed")
+        toast(t("orders.changed", { state: word("order_state", event.state) }), "info");
     },
   };
 }
@@ -46,11 +47,23 @@ export function ordersPart(context) {
 /** Credit from envelopes and prizes; a guest has no wallet, and is shown none. */
 async function drawWallet(context, box) {
   const wallet = await context.client.rpc("wallet.balance").catch(() => null);
-  if (wallet) box.replaceChildren(el("p", { class: "wallet-line" }, el("span", {}, t("orders.credit")), el("span", { class: "number" }, money(wallet.available_minor, wallet.currency))));
+  if (wallet)
+    box.replaceChildren(
+      el(
+        "p",
+        { class: "wallet-line" },
+        el("span", {}, t("orders.credit")),
+        el("span", { class: "number" }, money(wallet.available_minor, wallet.currency)),
+      ),
+    );
 }
 
 function drawOrders(context, list, orders) {
-  list.replaceChildren(...(orders.length > 0 ? orders.map((order) => orderCard(context, order)) : [el("p", { class: "empty" }, t("orders.none"))]));
+  list.replaceChildren(
+    ...(orders.length > 0
+      ? orders.map((order) => orderCard(context, order))
+      : [el("p", { class: "empty" }, t("orders.none"))]),
+  );
 }
 
 function orderCard(context, order) {
@@ -64,9 +77,18 @@ function orderCard(context, order) {
   return el(
     "article",
     { class: "order", dataset: { order: order.id, state: order.state } },
-    el("div", { class: "row between" }, el("h3", {}, `${order.name} × ${order.quantity}`), el("span", { class: `badge ${STATE_BADGE[order.state] ?? ""}` }, word("order_state", order.state))),
+    el(
+      "div",
+      { class: "row between" },
+      el("h3", {}, `${order.name} × ${order.quantity}`),
+      el("span", { class: `badge ${STATE_BADGE[order.state] ?? ""}` }, word("order_state", order.state)),
+    ),
     el("p", { class: "price" }, money(order.amount_minor, order.currency)),
-    el("dl", {}, rows.flatMap(([term, value]) => [el("dt", {}, term), el("dd", {}, value)])),
+    el(
+      "dl",
+      {},
+      rows.flatMap(([term, value]) => [el("dt", {}, term), el("dd", {}, value)]),
+    ),
     order.state === "placed" && openOrderActions(context, order),
   );
 }
@@ -79,7 +101,11 @@ function openOrderActions(context, order) {
   const cancel = async (event) => {
     const button = event.currentTarget;
     if (!(await confirmSheet(t("orders.cancel_question"), { action: t("orders.cancel") }))) return;
-    const reply = await busy(button, () => context.client.rpc("order.cancel", { order: order.id, key: newKey() }), explain);
+    const reply = await busy(
+      button,
+      () => context.client.rpc("order.cancel", { order: order.id, key: newKey() }),
+      explain,
+    );
     if (reply) toast(t(`cancel_outcome.${reply.outcome}`), reply.outcome === "cancelled" ? "good" : "info");
   };
   return el(

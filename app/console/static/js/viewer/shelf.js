@@ -55,7 +55,16 @@ function drawShelf(context, box, offers, cards) {
     list.append(card.node);
   }
   const empty = offers.length === 0 && el("p", { class: "empty" }, t("viewer.shelf_empty"));
-  box.replaceChildren(el("div", { class: "shelf-head" }, el("h2", {}, t("viewer.shelf")), el("span", { class: "muted small-text" }, t("viewer.goods", { n: offers.length }))), list, ...(empty ? [empty] : []));
+  box.replaceChildren(
+    el(
+      "div",
+      { class: "shelf-head" },
+      el("h2", {}, t("viewer.shelf")),
+      el("span", { class: "muted small-text" }, t("viewer.goods", { n: offers.length })),
+    ),
+    list,
+    ...(empty ? [empty] : []),
+  );
   if (focused) box.querySelector(`[data-buy="${CSS.escape(focused)}"]`)?.focus();
 }
 
@@ -71,7 +80,13 @@ export function priceLine(offer) {
     { class: "row tight" },
     el("span", { class: "price" }, money(offer.price_minor, offer.currency)),
     offer.unit && el("span", { class: "small-text muted" }, `/ ${offer.unit}`),
-    was && el("del", { class: "was" }, el("span", { class: "unseen" }, `${t("viewer.list_price")} `), money(was, offer.currency)),
+    was &&
+      el(
+        "del",
+        { class: "was" },
+        el("span", { class: "unseen" }, `${t("viewer.list_price")} `),
+        money(was, offer.currency),
+      ),
   );
 }
 
@@ -102,14 +117,39 @@ function stockLine(context, offer) {
   const words = el("span");
   const opening = offer.opens_at && Date.parse(offer.opens_at) > serverNow() ? offer.opens_at : null;
   const closing = !opening && offer.closes_at && Date.parse(offer.closes_at) > serverNow() ? offer.closes_at : null;
-  const timer = (opening ?? closing) && el("span", { class: "countdown" }, icon("bolt"), t(opening ? "viewer.opens_in" : "viewer.closes_in"), countdownTo(opening ?? closing));
-  const button = el("button", { type: "button", class: "button primary small", dataset: { buy: offer.id }, onclick: () => buy(context, offer.id) });
-  const line = el("div", { class: "stock" }, timer, el("div", { class: "stock-bar", "aria-hidden": "true" }, fillBar), words);
+  const timer =
+    (opening ?? closing) &&
+    el(
+      "span",
+      { class: "countdown" },
+      icon("bolt"),
+      t(opening ? "viewer.opens_in" : "viewer.closes_in"),
+      countdownTo(opening ?? closing),
+    );
+  const button = el("button", {
+    type: "button",
+    class: "button primary small",
+    dataset: { buy: offer.id },
+    onclick: () => buy(context, offer.id),
+  });
+  const line = el(
+    "div",
+    { class: "stock" },
+    timer,
+    el("div", { class: "stock-bar", "aria-hidden": "true" }, fillBar),
+    words,
+  );
   const refresh = () => {
     const left = available(context.state, offer);
     const status = offerStatus(context.state, offer, serverNow());
-    fillBar.style.setProperty("transform", `scaleX(${offer.total > 0 ? Math.min(1, Math.max(0, left / offer.total)) : 0})`);
-    setText(words, left > 0 ? t("viewer.left", { n: whole(left), total: whole(offer.total) }) : t("offer_status.sold_out"));
+    fillBar.style.setProperty(
+      "transform",
+      `scaleX(${offer.total > 0 ? Math.min(1, Math.max(0, left / offer.total)) : 0})`,
+    );
+    setText(
+      words,
+      left > 0 ? t("viewer.left", { n: whole(left), total: whole(offer.total) }) : t("offer_status.sold_out"),
+    );
     const text = status === "open" ? t("viewer.buy") : t(`offer_status.${status}`);
     setText(button, text);
     button.setAttribute("aria-label", `${text}: ${offer.name}`);
@@ -148,7 +188,14 @@ function drawPinned(context) {
       "div",
       { class: "pinned-in" },
       picture(offer, 76),
-      el("div", {}, el("p", { class: "explaining" }, icon("pin"), t("viewer.explaining")), el("h2", {}, offer.name), el("p", { class: "origin" }, originOf(offer)), priceLine(offer)),
+      el(
+        "div",
+        {},
+        el("p", { class: "explaining" }, icon("pin"), t("viewer.explaining")),
+        el("h2", {}, offer.name),
+        el("p", { class: "origin" }, originOf(offer)),
+        priceLine(offer),
+      ),
       stock.button,
       el("div", { class: "stock-line" }, ...stock.line.childNodes),
     ),

@@ -30,7 +30,9 @@ export function stagePart(context) {
 function drawSession(state) {
   const { room, session } = state;
   const phase = phaseOf(state);
-  setText(byId("room-title"), session?.title || room?.title || t("viewer.room"));
+  const title = session?.title || room?.title || t("viewer.room");
+  setText(byId("room-title"), title);
+  document.title = `${title} – ${t("common.product")}`;
   setText(byId("host-name"), room?.host || room?.title || "");
   const badge = byId("session-badge");
   badge.className = phase === "live" ? "badge live" : "badge";
