@@ -52,7 +52,7 @@ def running_product(*, web: int = 2, environment: dict[str, str] | None = None) 
             process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **(environment or {})})  # noqa: S603 - our own command
             try:
                 url = f"http://127.0.0.1:{port}"
-                wait_ready(url, process, data_dir / "up.log")
+                wait_ready(url, process, data_dir)
                 yield Product(url, data_dir, process.pid)
             finally:
                 process.send_signal(signal.SIGINT)
@@ -62,17 +62,25 @@ def running_product(*, web: int = 2, environment: dict[str, str] | None = None) 
                     process.kill()
 
 
-def wait_ready(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+def wait_ready(url: str, process: "subprocess.Popen[bytes]", data_dir: Path) -> None:
+    """Until the web processes answer and the product has written where it can be found."""
+    log = data_dir / "up.log"
     deadline = time.monotonic() + START_S_MAX
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise SystemExit(f"the product ended while starting:\n{log.read_text()[-2000:]}")
-        try:
-            with urllib.request.urlopen(f"{url}/readyz", timeout=2):  # noqa: S310 - a loopback address of our own
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
+        if (data_dir / "run.json").exists() and _answers(f"{url}/readyz"):
+            return
+        time.sleep(0.2)
     raise SystemExit(f"the product was not ready after {START_S_MAX} s:\n{log.read_text()[-2000:]}")
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2):  # noqa: S310 - a loopback address of our own
+            return True
+    except (urllib.error.URLError, OSError):
+        return False
 
 
 def free_port() -> int:

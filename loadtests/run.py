@@ -12,15 +12,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.support.auditor.ledger import audit_ledger
-from tests.support.auditor.stock import audit_stock
-
 from app.composition import build_registry
 from app.core.runtime import Runtime
 from app.core.settings import Settings
 from app.storage.intake import list_rooms, outbox_key
 from app.storage.work import Engines, rooms_to_announce
 from loadtests.product import Product, running_product
+from tests.support.auditor.ledger import audit_ledger
+from tests.support.auditor.stock import audit_stock
 
 QUIET_S_MAX = 60
 OFFERS = ["闪购蜂蜜 Flash honey:1990:60:1", "龙井 Tea:16800:400:3", "脐橙 Oranges:4990:300"]

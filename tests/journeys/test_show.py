@@ -66,12 +66,14 @@ async def test_a_show_from_schedule_to_report(
     await watcher.connect()
     await watcher.new_subscription(f"room:{room}", events=watching, recoverable=True).subscribe()
     await wait_until(lambda: bool(watching.snapshot))
-    assert [on_shelf["id"] for on_shelf in watching.snapshot["offers"]] == [offer["id"]]
+    assert [show["session"] for show in watching.snapshot["upcoming"]] == [session]
+    assert watching.snapshot["offers"] == []  # the shelf is the team's until the show begins
 
     # During: live, pinned, cheaper within the delegated limits and never below them.
     checklist = await host.get(f"/sessions/{session}/checklist")
     assert all(item["ok"] for item in checklist["items"]), checklist
     await host.post(f"/sessions/{session}/go-live")
+    assert (await saw(watching, "offer.listed"))["offer"]["id"] == offer["id"]
     await host.put(f"/rooms/{room}/pin", {"offer": offer["id"]})
     await host.post(f"/offers/{offer['id']}/price", {"price_minor": 15800})
     with pytest.raises(Refused, match="over_limit"):

@@ -14,6 +14,7 @@ from app.core.errors import AppError
 from app.core.ids import room_of
 from app.core.runtime import at_text
 from app.domains.catalogue import service as catalogue
+from app.domains.catalogue.tables import Offer
 from app.domains.inventory import store
 from app.domains.inventory.rules import (
     CANCEL_WORDS,
@@ -35,8 +36,11 @@ from app.protocol.events import (
     Event,
     HoldEnded,
     HoldPlaced,
+    OfferListed,
     OfferRestocked,
     OfferSoldOut,
+    OfferUpdated,
+    OfferWithdrawn,
     SessionEnded,
     SessionInterrupted,
     SessionResumed,
@@ -81,7 +85,6 @@ async def reserve(
         expires_at=at_text(answer.expires) if answer.expires else None,
         price_minor=answer.price,
         repeated=answer.repeated,
-        available=answer.available,
     )
 
 
@@ -192,13 +195,17 @@ async def expire_sales(engines: Engines) -> None:
 # --- because SQL changed -------------------------------------------------------------------------------------------------------------
 
 
-async def on_offer_changed(work: Work, room_id: str, event: Any) -> None:
-    """Whatever the event said, the engine gets the offer as it stands in SQL now; versions make that safe to repeat."""
-    offer_id = event.offer if isinstance(event.offer, str) else event.offer.id
-    offer = await catalogue.fetch_offer(work.session, offer_id)
-    if offer is None:
-        return
-    member = {
+async def on_offer_changed(work: Work, room_id: str, events: list[OfferListed | OfferUpdated | OfferWithdrawn]) -> None:
+    """Whatever the events said, the engine gets the offers as they stand in SQL now; versions make that safe to repeat."""
+    offer_ids = dict.fromkeys(event.offer if isinstance(event.offer, str) else event.offer.id for event in events)
+    members = [_offer_member(offer) for offer_id in offer_ids if (offer := await catalogue.fetch_offer(work.session, offer_id))]
+    if members:
+        await register_room(work.engines, room_id)
+        await store.sync_room(work.engines, room_id, members)
+
+
+def _offer_member(offer: Offer) -> store.Member:
+    return {
         "act": "offer",
         "id": offer.id,
         "session": offer.session_id,
@@ -213,20 +220,24 @@ async def on_offer_changed(work: Work, room_id: str, event: Any) -> None:
         "opens": _ms(offer.opens_at),
         "closes": _ms(offer.closes_at),
     }
+
+
+async def on_session_changed(
+    work: Work, room_id: str, events: list[SessionWentLive | SessionInterrupted | SessionResumed | SessionEnded]
+) -> None:
     await register_room(work.engines, room_id)
-    await store.sync_room(work.engines, room_id, [member])
+    members = [{"act": "session", "id": event.session, "state": _session_state(event)} for event in events]
+    await store.sync_room(work.engines, room_id, members)
 
 
-async def on_session_changed(work: Work, room_id: str, event: SessionWentLive | SessionInterrupted | SessionResumed | SessionEnded) -> None:
+def _session_state(event: SessionWentLive | SessionInterrupted | SessionResumed | SessionEnded) -> SessionState:
     match event:
         case SessionInterrupted():
-            state = SessionState.INTERRUPTED
+            return SessionState.INTERRUPTED
         case SessionEnded():
-            state = SessionState.ENDED
+            return SessionState.ENDED
         case SessionWentLive() | SessionResumed():
-            state = SessionState.LIVE
-    await register_room(work.engines, room_id)
-    await store.sync_room(work.engines, room_id, [{"act": "session", "id": event.session, "state": state}])
+            return SessionState.LIVE
 
 
 def _ms(at: datetime | None) -> int:
