@@ -51,6 +51,10 @@ class Connection:
     def is_open(self) -> bool:
         return self.session.state is not State.CLOSED
 
+    def is_in(self, room_id: str) -> bool:
+        """Also while it is only coming in: a ban must reach who was admitted a moment before it."""
+        return room_id in self.members or any(channel.partition(":")[2] == room_id for channel in self.session.channels)
+
     @property
     def is_slow(self) -> bool:
         """Too much waits for this client: chat and readings are skipped for it."""

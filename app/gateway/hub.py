@@ -287,7 +287,7 @@ class Hub:
                 self.rooms[room].new_viewers |= set(self.rooms[room].viewers)
             return
         for connection in [one for one in self.connections if one.caller.id and one.caller.id == message.get("user")]:
-            if message.get("do") == "disconnect" and (not room or room in connection.members):
+            if message.get("do") == "disconnect" and (not room or connection.is_in(room)):
                 connection.close(_CLOSES.get(message.get("code", ""), codes.FORCE_DISCONNECT))
             elif message.get("do") == "unsubscribe" and room:
                 for kind in (Kind.ROOM, Kind.CHAT, Kind.STAFF):

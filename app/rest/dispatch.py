@@ -29,6 +29,10 @@ NUL_REFUSED = "the character NUL is not allowed in any text"
 # `\\u0000` as an escape; with an even number of backslashes before it, it is the text `\\u0000` and means no harm.
 _NUL_ESCAPE = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
+# A transaction that PostgreSQL gave up for no fault of its own: serialization failure, deadlock, lock or statement timeout, too many
+# connections, shutting down, starting up.
+_COME_AGAIN = frozenset({"40001", "40P01", "55P03", "57014", "53300", "57P01", "57P02", "57P03"})
+
 log = structlog.get_logger()
 _encoder = msgspec.json.Encoder()
 
@@ -110,7 +114,7 @@ def _value_refused(failure: Exception) -> bool:
 
 def _engine_away(failure: Exception) -> bool:
     if isinstance(failure, DBAPIError):
-        return failure.connection_invalidated
+        return failure.connection_invalidated or getattr(failure.orig, "sqlstate", None) in _COME_AGAIN
     return isinstance(failure, RedisConnectionError | RedisTimeoutError | SqlPoolTimeoutError | OSError)
 
 

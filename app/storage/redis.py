@@ -19,6 +19,9 @@ from redis.exceptions import NoScriptError
 Redis = redis_asyncio.Redis
 Argument = str | bytes | int | float
 
+CONNECTIONS_MAX = 64  # of one process and role
+CONNECTION_WAIT_S = 3  # for one of them, when all are busy: an error still comes before client SDKs give up
+
 
 class Script:
     """A Lua script. Call it with the client of its role, its keys (all of one hash tag) and its arguments.
@@ -44,9 +47,17 @@ class Script:
 def command_client(url: str) -> Redis:
     """For commands that answer at once. Fails within 5 s when the engine is away: a viewer gets an error, never silence."""
     retry = Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), 3)  # redis-py waits seconds: client SDKs give up a command after 5
-    return redis_asyncio.from_url(
-        url, socket_timeout=5, socket_connect_timeout=2, max_connections=64, health_check_interval=15, retry=retry
+    # The blocking pool: the other one fails the 65th call of a moment at once, and a handful of clients can make that many.
+    pool = redis_asyncio.BlockingConnectionPool.from_url(
+        url,
+        socket_timeout=5,
+        socket_connect_timeout=2,
+        max_connections=CONNECTIONS_MAX,
+        timeout=CONNECTION_WAIT_S,
+        health_check_interval=15,
+        retry=retry,
     )
+    return redis_asyncio.Redis.from_pool(pool)
 
 
 def blocking_client(url: str) -> Redis:

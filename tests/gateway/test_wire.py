@@ -198,6 +198,19 @@ async def test_a_banned_viewer_is_not_admitted(node: Node, stage: Stage, token: 
         assert (await client.command(history={"channel": "room:r1"}))["error"]["code"] == 412
 
 
+async def test_a_ban_reaches_a_viewer_who_is_only_coming_in(node: Node, stage: Stage, engines: Engines, token: Any) -> None:
+    stage.gate = asyncio.Event()
+    async with socket(node) as connection:
+        await connection.send(connect_command(token("ann")))
+        await connection.recv()
+        await connection.send(json.dumps({"id": 2, "subscribe": {"channel": "room:r1"}}))
+        await wait_until(lambda: stage.snapshots_built)  # admitted, and not in the room yet
+        await engines.streams.control({"do": "disconnect", "user": "ann", "room": "r1", "code": "3507"})
+        messages, code, _ = await until_closed(connection)
+        stage.gate.set()
+    assert (len(messages), code) == (1, 3507)
+
+
 async def test_a_token_for_other_rooms_does_not_open_this_one(node: Node, token: Any) -> None:
     async with raw_client(node.http, token("ann", rooms=["r2"])) as client:
         assert (await client.command(subscribe={"channel": "room:r1"}))["error"]["code"] == 103

@@ -6,12 +6,15 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi import FastAPI
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from app.core.errors import AppError
 from app.core.settings import Settings
 from app.main import create_app
-from app.protocol.codes import TOO_MANY_REQUESTS
+from app.protocol.codes import SERVICE_UNAVAILABLE, TOO_MANY_REQUESTS
 from app.rest.access import public
+from app.rest.dispatch import RETRY_AFTER_MS, app_error
 from app.rest.document import api_routes
 from app.storage.work import Engines
 from tests.rest.people import as_, token_for
@@ -260,3 +263,16 @@ async def test_a_twin_answers_as_the_command_does(client: httpx2.AsyncClient, en
     assert (await client.post("/api/v1/wallet/balance")).status_code == 401
     read_only = {"Authorization": f"Bearer {token_for(engines, 'sun', 'supervisor')}"}
     assert (await client.post("/api/v1/wallet/balance", headers=read_only)).status_code == 403
+
+
+async def test_a_lock_that_is_not_to_be_had_is_temporary(engines: Engines) -> None:
+    """Also a deadlock, and whatever else PostgreSQL gives up for no fault of the transaction: clients come again with the same key."""
+    lock = text("select pg_advisory_xact_lock(1)")
+    async with engines.sql.begin() as first, engines.sql.begin() as second:
+        await first.execute(lock)
+        await second.execute(text("set local lock_timeout = 1"))
+        with pytest.raises(DBAPIError) as failure:
+            await second.execute(lock)
+        await second.rollback()
+    error = app_error(failure.value)
+    assert (error.code, error.retry_after_ms) == (SERVICE_UNAVAILABLE, RETRY_AFTER_MS)

@@ -1,7 +1,10 @@
 """The fixtures give empty, real engines to every test."""
 
+import asyncio
+
 import pytest
 
+from app.storage.redis import CONNECTIONS_MAX
 from app.storage.tables import DeadLetter
 from app.storage.work import Engines
 from tests.support.runtime import TestRuntime
@@ -28,3 +31,7 @@ async def test_a_read_only_view_refuses_to_write(engines: Engines, runtime: Test
         async with engines.sql.read() as session:
             session.add(DeadLetter(source="test", room_id="room", type="x", payload=b"", error="", at=runtime.now()))
             await session.flush()
+
+
+async def test_more_calls_than_connections_wait_for_each_other(engines: Engines) -> None:
+    assert await asyncio.gather(*(engines.sales.ping() for _ in range(CONNECTIONS_MAX * 4))) == [True] * CONNECTIONS_MAX * 4

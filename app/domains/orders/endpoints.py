@@ -26,7 +26,7 @@ from app.protocol.commands import (
     OrderView,
 )
 from app.rest.access import EnginesDep, check_right, public, require
-from app.rest.pages import CursorParam, LimitParam, Page
+from app.rest.pages import CursorParam, LimitParam, Page, decode_moment_cursor
 from app.storage.work import Engines
 
 router = APIRouter(prefix="/api/v1", tags=["orders"])
@@ -139,7 +139,7 @@ async def list_room_orders(
     wanted = {"state": state.value if state else "", "session_id": session, "offer_id": offer}
     filters = {name: value for name, value in wanted.items() if value}
     async with engines.sql.read() as sql:
-        rows = await store.list_room_orders(sql, room_id, filters=filters, after=service.decode_position(cursor), limit=limit + 1)
+        rows = await store.list_room_orders(sql, room_id, filters=filters, after=decode_moment_cursor(cursor), limit=limit + 1)
     return Page(items=[_out(row) for row in rows[:limit]], next_cursor=service.next_cursor(rows, limit))
 
 

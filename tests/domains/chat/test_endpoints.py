@@ -130,3 +130,10 @@ async def test_listings_and_lists_are_for_moderators_of_the_room(
     async with engines.sql.read() as session:
         assert await service.list_words(session, room.room_id) == (["x"] if in_room == 200 else [])
         assert await service.list_words(session, "") == (["y"] if everywhere == 200 else [])
+
+
+async def test_the_history_of_a_room_that_is_not_there_leaves_nothing_in_the_engine(client: httpx2.AsyncClient, engines: Engines) -> None:
+    for made_up in ("nowhere", "{a}"):
+        answer = await client.post("/api/v1/chat/history", json={"room": made_up}, headers=as_(engines, "ann"))
+        assert (answer.status_code, answer.json()["word"]) == (404, "not_found")
+    assert await engines.fanout.dbsize() == 0

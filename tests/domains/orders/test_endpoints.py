@@ -14,6 +14,7 @@ from sqlalchemy import func, select
 
 from app.domains.orders.payments import settle_sandbox_payments
 from app.domains.orders.tables import PaymentEvent, SandboxCharge
+from app.rest.pages import encode_cursor
 from app.storage.work import Engines
 from tests.rest.people import as_
 from tests.support.auditor.stock import audit_stock
@@ -141,3 +142,9 @@ async def test_others_orders_do_not_exist(client: httpx2.AsyncClient, engines: E
     assert (await command(client, engines, "order.cancel", "bo", order=order, key="k"))["outcome"] == "unknown"
     assert (await command(client, engines, "order.pay", "bo", order=order, key="k"))["outcome"] == "unknown"
     assert (await command(client, engines, "order.list", "bo"))["orders"] == []
+
+
+async def test_a_forged_cursor_is_a_bad_request(client: httpx2.AsyncClient, engines: Engines, shelf: Shelf) -> None:
+    for key in (("2026-01-01T00:00:00", "x"), (-(10**20), "x"), (10**30, "x"), ("x", "x")):
+        answer = await client.post("/api/v1/order/list", json={"cursor": encode_cursor(*key)}, headers=as_(engines, "lin"))
+        assert (answer.status_code, answer.json()["word"]) == (400, "bad_request"), answer.text
