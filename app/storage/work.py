@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import structlog
 from redis.exceptions import RedisError
-from sqlalchemy import insert, select, text
+from sqlalchemy import select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -25,6 +25,7 @@ from app.core.runtime import Runtime, at_text
 from app.core.settings import Settings
 from app.protocol.events import Event, encode_event, event_type
 from app.storage.audit import append_audit
+from app.storage.bulk import BulkInsert
 from app.storage.group_commit import GroupCommit
 from app.storage.redis import Redis, command_client
 from app.storage.sql import Sql
@@ -33,6 +34,8 @@ from app.storage.tables import Announcement
 
 Member = TypeVar("Member")
 Outcome = TypeVar("Outcome")
+
+_insert_announcements = BulkInsert(Announcement, "room_id", "channels", "type", "payload", "attempts")
 
 log = structlog.get_logger()
 
@@ -108,8 +111,8 @@ class Engines:
         for room_id in work.announced_rooms:
             try:
                 await announce_room(self, room_id)
-            except (RedisError, SQLAlchemyError, OSError) as failure:
-                log.warning("announcement left to the worker", room=room_id, error=type(failure).__name__)
+            except Exception as failure:  # the change is committed: whatever fails now must not make the caller do it again
+                log.warning("announcement left to the worker", room=room_id, error=repr(failure))
 
 
 class Work:
@@ -146,7 +149,7 @@ class Work:
         """Writes what was emitted. Called at the end of the unit of work."""
         await self.session.flush()
         if self._pending:
-            await self.session.execute(insert(Announcement), self._pending)
+            await _insert_announcements(self.session, self._pending)
             self.announced_rooms |= {row["room_id"] for row in self._pending}
             self._pending = []
 
