@@ -34,8 +34,9 @@ class Command:
 SnapshotPart = Callable[[Any, str], Awaitable[Any]]
 # async (work, entries) -> None; entries of one type, in stream order, all in one SQL transaction
 IntakeHandler = Callable[[Any, list[Any]], Awaitable[None]]
-# async (work, room_id, event) -> None; may see the same event twice, so must be idempotent by id
-Reaction = Callable[[Any, str, Any], Awaitable[None]]
+# async (work, room_id, events) -> None; may see the same event twice, so must be idempotent by id. A domain gets its events in order;
+# those that follow each other and have the same reaction come in one call, so a domain whose types must be in order gives them one
+Reaction = Callable[[Any, str, list[Any]], Awaitable[None]]
 # async (session, session_id) -> value for the post-show report
 ReportFigure = Callable[[Any, str], Awaitable[Any]]
 
@@ -66,7 +67,7 @@ class Registry:
     routers: list[Any] = field(default_factory=list[Any])
     snapshot: dict[str, SnapshotPart] = field(default_factory=dict[str, SnapshotPart])
     intake: dict[str, IntakeHandler] = field(default_factory=dict[str, IntakeHandler])
-    reactions: dict[str, list[Reaction]] = field(default_factory=dict[str, list[Reaction]])
+    reactions: list[Mapping[str, Reaction]] = field(default_factory=list[Mapping[str, Reaction]])  # one mapping a domain
     report: dict[str, ReportFigure] = field(default_factory=dict[str, ReportFigure])
     pulse: dict[str, SnapshotPart] = field(default_factory=dict[str, SnapshotPart])
     admission: list[Admission] = field(default_factory=list[Admission])
@@ -88,8 +89,8 @@ class Registry:
         _merge(self.pulse, domain.pulse, domain.name, "pulse reading")
         self.routers.extend(domain.routers)
         self.admission.extend(domain.admission)
-        for event_type, reaction in domain.reactions.items():
-            self.reactions.setdefault(event_type, []).append(reaction)
+        if domain.reactions:
+            self.reactions.append(domain.reactions)
 
 
 def _merge(into: dict[str, Any], new: Mapping[str, Any], domain: str, what: str) -> None:

@@ -7,20 +7,32 @@ could see. A row that keeps failing is set aside as a dead letter and does not b
 """
 
 from collections.abc import Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import structlog
-from sqlalchemy import delete, func, select, text, update
+from sqlalchemy import func, select, text, update
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.metrics import DEAD_LETTERS
-from app.protocol.events import decode_event
+from app.protocol.events import Event, decode_event
 from app.storage.streams import Publication
 from app.storage.tables import Announcement, DeadLetter
 from app.storage.work import Engines, Work
 
-BATCH_MAX = 200
+BATCH_MAX = 500
 LOCK_WAIT_MS = 3000
 
+_FORGET = text("delete from announcements where id = any(cast(:ids as bigint[]))")
+
 log = structlog.get_logger()
+
+
+class _Row(NamedTuple):
+    id: int
+    channels: list[Any]
+    type: str
+    payload: bytes
 
 
 async def announce_room(engines: Engines, room_id: str) -> None:
@@ -44,21 +56,36 @@ async def _announce_batch(engines: Engines, room_id: str, batch_max: int) -> int
     async with engines.sql.begin() as session:
         await session.execute(text(f"set local lock_timeout = {LOCK_WAIT_MS}"))
         await session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"announce:{room_id}", 0))))
-        query = select(Announcement).where(Announcement.room_id == room_id).order_by(Announcement.id).limit(batch_max)
-        rows = (await session.scalars(query)).all()
+        rows = await _read(session, room_id, batch_max)
         if not rows:
             return 0
         work = Work(engines, session)
-        for row in rows:
-            for reaction in engines.registry.reactions.get(row.type, ()):
-                await reaction(work, room_id, decode_event(row.payload))
+        await _react(work, room_id, rows)
         await work.flush()  # what reactions emit comes in a later batch
         await engines.streams.publish_all(_publications(rows))
-        await session.execute(delete(Announcement).where(Announcement.id.in_([row.id for row in rows])))
+        await session.execute(_FORGET, {"ids": [row.id for row in rows]})
         return len(rows)
 
 
-def _publications(rows: Sequence[Announcement]) -> list[Publication]:
+async def _read(session: AsyncSession, room_id: str, limit: int) -> list[_Row]:
+    query = select(Announcement.id, Announcement.channels, Announcement.type, Announcement.payload)
+    found = await session.execute(query.where(Announcement.room_id == room_id).order_by(Announcement.id).limit(limit))
+    return [_Row(*row) for row in found]
+
+
+async def _react(work: Work, room_id: str, rows: Sequence[_Row]) -> None:
+    """Each domain gets its events in order, those in a row that have one reaction in one call."""
+    events: dict[int, Event] = {}
+    for reactions in work.engines.registry.reactions:
+        concerned = [row for row in rows if row.type in reactions]
+        for row in concerned:
+            if row.id not in events:
+                events[row.id] = decode_event(row.payload)
+        for reaction, run in groupby(concerned, key=lambda row: reactions[row.type]):
+            await reaction(work, room_id, [events[row.id] for row in run])
+
+
+def _publications(rows: Sequence[_Row]) -> list[Publication]:
     return [Publication(channel, row.payload, once=f"a{row.id}:{channel}") for row in rows for channel in row.channels]
 
 

@@ -14,9 +14,9 @@ from typing import Any, cast
 
 import msgspec
 import structlog
+from redis.exceptions import RedisError
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import SQLAlchemyError
 
 from app.core.metrics import DEAD_LETTERS, INTAKE_ENTRIES, INTAKE_LAG_SECONDS
 from app.storage.redis import epoch_ms
@@ -60,11 +60,9 @@ async def take_in_room(engines: Engines, room_id: str) -> int:
     await _note_lag(engines, entries[0])
     try:
         await _take_in(engines, room_id, entries)
-    except SQLAlchemyError as failure:
-        if getattr(failure, "connection_invalidated", False):
-            raise  # SQL is away: nothing is wrong with the entries
-        await _take_in_one_by_one(engines, room_id, entries)
-    except (TypeError, ValueError, KeyError):
+    except Exception as failure:  # whatever a handler found wrong: the entry at fault must not hold up the rest
+        if _is_away(failure):
+            raise
         await _take_in_one_by_one(engines, room_id, entries)
     await engines.sales.xdel(outbox_key(room_id), *[entry.id for entry in entries])
     return len(entries)
@@ -102,10 +100,15 @@ async def _take_in_one_by_one(engines: Engines, room_id: str, entries: Sequence[
                 await _take_in(engines, room_id, [entry])
                 break
             except Exception as failure:  # any fault of one entry: it is set aside at last, the rest goes on
-                if getattr(failure, "connection_invalidated", False):
+                if _is_away(failure):
                     raise
                 if attempt == engines.settings.outbox_attempts_max:
                     await _set_aside(engines, room_id, entry, failure)
+
+
+def _is_away(failure: Exception) -> bool:
+    """An engine is away: nothing is wrong with the entries."""
+    return isinstance(failure, RedisError | OSError) or getattr(failure, "connection_invalidated", False)
 
 
 async def _set_aside(engines: Engines, room_id: str, entry: OutboxEntry, failure: Exception) -> None:

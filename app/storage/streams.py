@@ -7,6 +7,7 @@ itself after a crash without a client seeing a duplicate.
 On the wire between nodes a message is records of four lines: channel, offset, epoch, data. Data is JSON and holds no raw newline.
 """
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,13 +71,18 @@ class Streams:
         return await self._group.submit(hash_tag(channel), Publication(channel, data, once, transient))
 
     async def publish_all(self, publications: Sequence[Publication]) -> None:
-        """In order, one script call a hash tag. Raises when an engine did not take them; repeating is harmless where `once` is set."""
+        """In order within a hash tag, one script call each. Raises when an engine did not take them; repeating is harmless with `once`."""
         by_tag: dict[str, list[Publication]] = {}
         for publication in publications:
             by_tag.setdefault(hash_tag(publication.channel), []).append(publication)
-        for tag, group in by_tag.items():
-            for start in range(0, len(group), self._settings.group_commit_batch_max):
-                await self._run_batch(tag, group[start : start + self._settings.group_commit_batch_max])
+        results = await asyncio.gather(*[self._publish_group(tag, group) for tag, group in by_tag.items()], return_exceptions=True)
+        failures = [result for result in results if isinstance(result, BaseException)]
+        if failures:
+            raise failures[0]  # after all have ended: nothing of ours is under way any more
+
+    async def _publish_group(self, tag: str, group: Sequence[Publication]) -> None:
+        for start in range(0, len(group), self._settings.group_commit_batch_max):
+            await self._run_batch(tag, group[start : start + self._settings.group_commit_batch_max])
 
     async def _run_batch(self, tag: str, batch: Sequence[Publication]) -> list[int]:
         keys = [push_channel(tag)]

@@ -38,8 +38,8 @@ DOMAIN = Domain(
         "session.went_live": service.on_went_live,
         "session.ended": service.on_ended,
         "session.archived": service.on_archived,
-        "order.placed": service.on_order_placed,
-        "order.paid": service.on_order_paid,
-        "order.changed": service.on_order_changed,
+        "order.placed": service.on_orders,
+        "order.paid": service.on_orders,
+        "order.changed": service.on_orders,
     },
 )

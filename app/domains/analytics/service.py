@@ -9,8 +9,9 @@ Invariants
 Nothing depends on these figures: losing them all loses no order. Deliberately not here: comparing shows, and any figure about one viewer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from itertools import groupby
 from typing import Any
 
 from sqlalchemy import func, select
@@ -72,38 +73,47 @@ LIVE_STATES = ("live", "interrupted")
 # --- reactions ---------------------------------------------------------------------------------------------------------------------------
 
 
-async def on_went_live(work: Work, room_id: str, event: SessionWentLive) -> None:
-    await store.open_session(work.session, event.session, room_id)
+async def on_went_live(work: Work, room_id: str, events: list[SessionWentLive]) -> None:
+    for event in events:
+        await store.open_session(work.session, event.session, room_id)
 
 
-async def on_ended(work: Work, room_id: str, event: SessionEnded) -> None:
+async def on_ended(work: Work, room_id: str, events: list[SessionEnded]) -> None:
     """Keeps the last readings of the stock; the worker computes the report, when chat's archive has caught up."""
-    stock = await _session_stock(work.engines, event.session)
-    await store.set_readings(work.session, stock)
-    await store.end_session(work.session, event.session, datetime.fromisoformat(event.at))
+    for event in events:
+        stock = await _session_stock(work.engines, event.session)
+        await store.set_readings(work.session, stock)
+        await store.end_session(work.session, event.session, datetime.fromisoformat(event.at))
 
 
-async def on_archived(work: Work, room_id: str, event: SessionArchived) -> None:
+async def on_archived(work: Work, room_id: str, events: list[SessionArchived]) -> None:
     """The report stands as it is from now on."""
-    figures = await store.fetch_session(work.session, event.session)
-    if figures is not None and not figures.final:
-        await _store_report(work.session, event.session, work.now)
-        await store.close_session(work.session, event.session)
+    for event in events:
+        figures = await store.fetch_session(work.session, event.session)
+        if figures is not None and not figures.final:
+            await _store_report(work.session, event.session, work.now)
+            await store.close_session(work.session, event.session)
 
 
-async def on_order_placed(work: Work, room_id: str, event: OrderPlacedEvent) -> None:
-    await store.note_placed(work.session, _fact(event) | {"placed_at": datetime.fromisoformat(event.at)})
-    await store.mark_stale(work.session, event.session)
+async def on_orders(work: Work, room_id: str, events: list[OrderPlacedEvent | OrderPaid | OrderChanged]) -> None:
+    """An order is placed before all else that becomes of it, so that may go first; the rest keeps its order."""
+    placed = [event for event in events if isinstance(event, OrderPlacedEvent)]
+    if placed:
+        await store.note_placed(work.session, [_fact(event) for event in placed])
+    later = [event for event in events if not isinstance(event, OrderPlacedEvent)]
+    for are_paid, run in groupby(later, key=lambda event: isinstance(event, OrderPaid)):
+        await (_note_paid if are_paid else _note_changed)(work.session, list(run))
+    for session_id in sorted({event.session for event in events}):
+        await store.mark_stale(work.session, session_id)
 
 
-async def on_order_paid(work: Work, room_id: str, event: OrderPaid) -> None:
-    await store.note_paid(work.session, _fact(event) | {"paid_at": datetime.fromisoformat(event.at)})
-    await store.mark_stale(work.session, event.session)
+async def _note_paid(session: AsyncSession, events: Sequence[OrderPaid | OrderChanged]) -> None:
+    await store.note_paid(session, [_fact(event) for event in events if isinstance(event, OrderPaid)])
 
 
-async def on_order_changed(work: Work, room_id: str, event: OrderChanged) -> None:
-    await store.note_changed(work.session, event.order, state=event.state, refunded_minor=event.refunded_minor)
-    await store.mark_stale(work.session, event.session)
+async def _note_changed(session: AsyncSession, events: Sequence[OrderPaid | OrderChanged]) -> None:
+    changes = [(event.order, event.state, event.refunded_minor) for event in events if isinstance(event, OrderChanged)]
+    await store.note_changed(session, changes)
 
 
 def _fact(event: OrderPlacedEvent | OrderPaid) -> dict[str, Any]:
@@ -114,6 +124,7 @@ def _fact(event: OrderPlacedEvent | OrderPaid) -> dict[str, Any]:
         "viewer_id": event.viewer,
         "quantity": event.quantity,
         "amount_minor": event.amount_minor,
+        "at": datetime.fromisoformat(event.at),
     }
 
 

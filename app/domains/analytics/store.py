@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, false, func, or_, select, true, update
+from sqlalchemy import ColumnElement, and_, false, func, or_, select, text, true, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.domains.analytics.tables import OfferReading, OrderFact, SessionFigures, SessionMinute
 from app.domains.inventory.rules import Stock
+from app.storage.bulk import BulkInsert
 from app.storage.work import Engines
 
 
@@ -121,30 +122,47 @@ async def list_readings(session: AsyncSession, session_id: str) -> dict[str, Off
 # --- orders ------------------------------------------------------------------------------------------------------------------------------
 
 
-async def note_placed(session: AsyncSession, fact: dict[str, Any]) -> None:
-    statement = insert(OrderFact).values(state="placed", paid_at=None, refunded_minor=0, **fact)
-    later = {"placed_at": func.coalesce(OrderFact.placed_at, statement.excluded.placed_at)}
-    await session.execute(statement.on_conflict_do_update(index_elements=["order_id"], set_=later))
+_FACT = ("order_id", "session_id", "offer_id", "viewer_id", "quantity", "amount_minor", "state", "refunded_minor")
+_insert_placed = BulkInsert(
+    OrderFact,
+    *(*_FACT, "placed_at"),
+    after="on conflict (order_id) do update set placed_at = coalesce(order_facts.placed_at, excluded.placed_at)",
+)
+_insert_paid = BulkInsert(
+    OrderFact,
+    *(*_FACT, "paid_at"),
+    after="on conflict (order_id) do update set paid_at = coalesce(order_facts.paid_at, excluded.paid_at),"
+    " state = case when order_facts.state in ('placed', 'expired') then 'paid' else order_facts.state end",
+)
+_CHANGE = text(
+    "update order_facts f set state = c.state, refunded_minor = greatest(f.refunded_minor, c.refunded_minor)"
+    " from unnest(cast(:ids as text[]), cast(:states as text[]), cast(:refunded as bigint[])) as c(order_id, state, refunded_minor)"
+    " where f.order_id = c.order_id"
+)
 
 
-async def note_paid(session: AsyncSession, fact: dict[str, Any]) -> None:
-    """`fact` has `paid_at`. A refund that is already noted stands."""
-    statement = insert(OrderFact).values(state="paid", placed_at=None, refunded_minor=0, **fact)
-    state = case((OrderFact.state.in_(("placed", "expired")), "paid"), else_=OrderFact.state)
-    await session.execute(
-        statement.on_conflict_do_update(
-            index_elements=["order_id"],
-            set_={"paid_at": func.coalesce(OrderFact.paid_at, statement.excluded.paid_at), "state": state},
-        )
-    )
+async def note_placed(session: AsyncSession, facts: Sequence[dict[str, Any]]) -> None:
+    """A fact is an order with the time `at` that it was placed at. Said twice, the first stands."""
+    await _insert_placed(session, [fact | {"state": "placed", "refunded_minor": 0, "placed_at": fact["at"]} for fact in _first(facts)])
 
 
-async def note_changed(session: AsyncSession, order_id: str, *, state: str, refunded_minor: int) -> None:
-    await session.execute(
-        update(OrderFact)
-        .where(OrderFact.order_id == order_id)
-        .values(state=state, refunded_minor=func.greatest(OrderFact.refunded_minor, refunded_minor))
-    )
+async def note_paid(session: AsyncSession, facts: Sequence[dict[str, Any]]) -> None:
+    """The same for `paid`. A refund that is already noted stands."""
+    await _insert_paid(session, [fact | {"state": "paid", "refunded_minor": 0, "paid_at": fact["at"]} for fact in _first(facts)])
+
+
+def _first(facts: Sequence[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+    """One row an order: a statement may not touch a row twice."""
+    return {fact["order_id"]: fact for fact in reversed(facts)}.values()
+
+
+async def note_changed(session: AsyncSession, changes: Sequence[tuple[str, str, int]]) -> None:
+    """(order, state, refunded): of each order the last state, and the most that went back."""
+    last: dict[str, tuple[str, int]] = {}
+    for order_id, state, refunded_minor in changes:
+        last[order_id] = (state, max(refunded_minor, last[order_id][1] if order_id in last else 0))
+    parameters = {"ids": list(last), "states": [row[0] for row in last.values()], "refunded": [row[1] for row in last.values()]}
+    await session.execute(_CHANGE, parameters)
 
 
 _PAID = OrderFact.paid_at.is_not(None)

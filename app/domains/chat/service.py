@@ -36,6 +36,7 @@ from app.protocol.events import (
     ChatDeleted,
     ChatMessage,
     ChatMuted,
+    Event,
     NoticePinned,
     ReviewRequested,
     ReviewResolved,
@@ -159,35 +160,38 @@ async def check_room(engines: Engines, room_id: str) -> None:
 
 
 async def refuse_banned(engines: Engines, caller: Caller, room_id: str) -> None:
-    """Raises AppError banned."""
+    """Raises AppError banned; not_found for a name that somebody made up, which must leave nothing in the engine."""
     banned = await store.is_banned(engines, room_id, caller.id)
     if banned is None:
+        await check_room(engines, room_id)
         await mirror_room(engines, room_id)
         banned = await store.is_banned(engines, room_id, caller.id)
     if banned:
         raise AppError(BANNED, "you are banned from this room")
 
 
-async def on_room_changed(work: Work, room_id: str, event: object) -> None:
+async def on_room_changed(work: Work, room_id: str, events: list[Event]) -> None:
     """A session went live, slow mode, notice or words changed: all of the room's settings at once, so the order does not matter."""
     await _mirror(work.engines, work.session, room_id)
 
 
-async def on_words_changed(work: Work, room_id: str, event: WordsChanged) -> None:
-    if event.room:
-        await _mirror(work.engines, work.session, event.room)
-    else:
-        await store.forget_mirrors(work.engines)
+async def on_words_changed(work: Work, room_id: str, events: list[WordsChanged]) -> None:
+    for changed in dict.fromkeys(event.room for event in events):
+        if changed:
+            await _mirror(work.engines, work.session, changed)
+        else:
+            await store.forget_mirrors(work.engines)
 
 
-async def on_muted(work: Work, room_id: str, event: ChatMuted) -> None:
-    await _mirror_sanction(work, room_id, event.viewer, "mute")
+async def on_muted(work: Work, room_id: str, events: list[ChatMuted]) -> None:
+    for viewer_id in dict.fromkeys(event.viewer for event in events):
+        await _mirror_sanction(work, room_id, viewer_id, "mute")
 
 
-async def on_banned(work: Work, room_id: str, event: ViewerBanned) -> None:
-    banned = await _mirror_sanction(work, room_id, event.viewer, "ban")
-    if banned:
-        await work.engines.streams.control({"do": "disconnect", "user": event.viewer, "room": room_id, "code": "3507"})
+async def on_banned(work: Work, room_id: str, events: list[ViewerBanned]) -> None:
+    for viewer_id in dict.fromkeys(event.viewer for event in events):
+        if await _mirror_sanction(work, room_id, viewer_id, "ban"):
+            await work.engines.streams.control({"do": "disconnect", "user": viewer_id, "room": room_id, "code": "3507"})
 
 
 async def _mirror_sanction(work: Work, room_id: str, viewer_id: str, kind: str) -> bool:
@@ -197,8 +201,9 @@ async def _mirror_sanction(work: Work, room_id: str, viewer_id: str, kind: str) 
     return sanction is not None
 
 
-async def on_deleted(work: Work, room_id: str, event: ChatDeleted) -> None:
-    await store.hide_message(work.engines, room_id, event.message)
+async def on_deleted(work: Work, room_id: str, events: list[ChatDeleted]) -> None:
+    for event in events:
+        await store.hide_message(work.engines, room_id, event.message)
 
 
 # --- reading -----------------------------------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from app.domains.wallet.rules import Movement, TransferOutcome
 from app.protocol.channels import room_channel, user_channel
 from app.protocol.codes import BAD_REQUEST, INSUFFICIENT_FUNDS, NOT_FOUND
 from app.protocol.commands import EnvelopeGrabbed, GrabOutcome
-from app.protocol.events import EnvelopeOpened, EnvelopeUpdated, EnvelopeView, Event, ShareOpened
+from app.protocol.events import EnvelopeOpened, EnvelopeUpdated, EnvelopeView, ShareOpened
 from app.storage.intake import OutboxEntry, register_room, take_in_room
 from app.storage.redis import engine_now_ms
 from app.storage.work import Engines, Work
@@ -143,11 +143,11 @@ async def _now_ms(engines: Engines) -> int:
     return engines.runtime.script_now_ms() or await engine_now_ms(engines.sales)
 
 
-async def on_envelope_opened(work: Work, room_id: str, event: Event) -> None:
+async def on_envelope_opened(work: Work, room_id: str, events: list[EnvelopeOpened]) -> None:
     """Makes the shares grabbable before viewers hear of them."""
-    assert isinstance(event, EnvelopeOpened)
     await register_room(work.engines, room_id)
-    await _load(work.engines, work.session, event.envelope.id)
+    for event in events:
+        await _load(work.engines, work.session, event.envelope.id)
 
 
 async def _load(engines: Engines, session: AsyncSession, envelope_id: str) -> bool:

@@ -128,5 +128,5 @@ DOMAIN = Domain(
     name="integrations",
     rights={"webhook.manage": "add and delete webhooks, read their delivery log"},
     routers=(router,),
-    reactions=dict.fromkeys(("order.paid", "order.changed", "session.ended"), service.queue_event),
+    reactions=dict.fromkeys(("order.paid", "order.changed", "session.ended"), service.queue_events),
 )

@@ -98,42 +98,54 @@ async def queue_test(work: Work, endpoint_id: str) -> str:
         raise AppError(NOT_FOUND, f"no webhook has the id {endpoint_id}")
     delivery_id = work.runtime.new_id()
     data = {"text": "This is a test. Nothing happened."}
-    await _queue(work, endpoint.id, delivery_id, rules.TEST_EVENT, identity=f"test:{delivery_id}", data=data)
+    body = _body(rules.TEST_EVENT, work.at, data)
+    delivery = _delivery(work, endpoint.id, event=rules.TEST_EVENT, identity=f"test:{delivery_id}", body=body) | {"id": delivery_id}
+    await store.insert_deliveries(work.session, [delivery])
     return delivery_id
 
 
 # --- from events to deliveries ------------------------------------------------------------------------------------------------------
 
 
-async def queue_event(work: Work, room_id: str, event: Event) -> None:
+async def queue_events(work: Work, room_id: str, events: list[Event]) -> None:
     """A reaction: may see the same event twice."""
-    named = rules.webhook_event(event)
-    if named is None:
+    endpoints = await store.list_endpoints(work.session, limit=ENDPOINTS_MAX)
+    if not endpoints:
         return
-    event_type, identity = named
+    deliveries: list[dict[str, object]] = []
+    for event in events:
+        event_type, identity = rules.webhook_event(event) or ("", "")
+        wanted = [endpoint.id for endpoint in endpoints if event_type in endpoint.events]
+        if wanted:
+            body = _event_body(room_id, event_type, event)
+            deliveries += [_delivery(work, endpoint_id, event=event_type, identity=identity, body=body) for endpoint_id in wanted]
+    if deliveries:
+        await store.insert_deliveries(work.session, deliveries)
+
+
+def _event_body(room_id: str, event_type: str, event: Event) -> bytes:
     data = {"room": room_id, **msgspec.to_builtins(event)}
     for name in ("type", "at", "v"):
         data.pop(name, None)
-    for endpoint in await store.list_endpoints_for(work.session, event_type):
-        await _queue(work, endpoint.id, work.runtime.new_id(), event_type, identity=identity, data=data, at=event.at)
+    return _body(event_type, event.at, data)
 
 
-async def _queue(
-    work: Work, endpoint_id: str, delivery_id: str, event_type: str, *, identity: str, data: Mapping[str, object], at: str = ""
-) -> None:
-    body = msgspec.json.encode({"type": event_type, "timestamp": at or work.at, "data": data})
-    row: dict[str, object] = {
-        "id": delivery_id,
+def _body(event_type: str, at: str, data: Mapping[str, object]) -> bytes:
+    return msgspec.json.encode({"type": event_type, "timestamp": at, "data": data})
+
+
+def _delivery(work: Work, endpoint_id: str, *, event: str, identity: str, body: bytes) -> dict[str, object]:
+    return {
+        "id": work.runtime.new_id(),
         "endpoint_id": endpoint_id,
         "identity": identity,
-        "event": event_type,
+        "event": event,
         "body": body,
         "state": "pending",
         "attempts": 0,
         "next_attempt_at": work.now,
         "created_at": work.now,
     }
-    await store.insert_delivery(work.session, row)
 
 
 # --- delivery -----------------------------------------------------------------------------------------------------------------------

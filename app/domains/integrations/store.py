@@ -4,10 +4,10 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
 from sqlalchemy import delete, func, select, text, update
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.domains.integrations.tables import WebhookAttempt, WebhookDelivery, WebhookEndpoint
+from app.storage.bulk import BulkInsert
 
 _ENDPOINTS_LOCK = "select pg_advisory_xact_lock(hashtextextended('integrations:endpoints', 0))"
 
@@ -30,19 +30,21 @@ async def list_endpoints(session: AsyncSession, *, after_id: str = "", limit: in
     return (await session.scalars(query)).all()
 
 
-async def list_endpoints_for(session: AsyncSession, event: str) -> Sequence[WebhookEndpoint]:
-    query = select(WebhookEndpoint).where(WebhookEndpoint.events.contains([event])).order_by(WebhookEndpoint.id)
-    return (await session.scalars(query)).all()
-
-
 async def delete_endpoint(session: AsyncSession, endpoint_id: str) -> bool:
     found = await session.scalar(delete(WebhookEndpoint).where(WebhookEndpoint.id == endpoint_id).returning(WebhookEndpoint.id))
     return found is not None
 
 
-async def insert_delivery(session: AsyncSession, delivery: dict[str, object]) -> None:
-    """Nothing when this endpoint has this identity already."""
-    await session.execute(insert(WebhookDelivery).values(delivery).on_conflict_do_nothing())
+_insert_deliveries = BulkInsert(
+    WebhookDelivery,
+    *("id", "endpoint_id", "identity", "event", "body", "state", "attempts", "next_attempt_at", "created_at"),
+    after="on conflict do nothing",
+)
+
+
+async def insert_deliveries(session: AsyncSession, deliveries: Sequence[dict[str, object]]) -> None:
+    """Without those whose endpoint has their identity already."""
+    await _insert_deliveries(session, deliveries)
 
 
 async def list_deliveries(session: AsyncSession, endpoint_id: str, *, before_id: str, limit: int) -> Sequence[WebhookDelivery]:

@@ -50,7 +50,7 @@ from app.domains.wallet.rules import Movement, TransferOutcome
 from app.protocol.channels import room_channel, user_channel
 from app.protocol.codes import BAD_REQUEST, CONFLICT, INSUFFICIENT_FUNDS, KEY_REUSED, NOT_FOUND
 from app.protocol.commands import DrawEntered, EnterOutcome, ReserveOutcome
-from app.protocol.events import DrawCancelled, DrawClosed, DrawDrawn, DrawOpened, DrawView, DrawWon, Event, Winner
+from app.protocol.events import DrawCancelled, DrawClosed, DrawDrawn, DrawOpened, DrawView, DrawWon, Winner
 from app.storage.intake import OutboxEntry, register_room, take_in_room
 from app.storage.redis import engine_now_ms
 from app.storage.work import Engines, Work
@@ -197,11 +197,11 @@ async def _abandon(engines: Engines, draw_id: str, reason: str) -> None:
     await settle_draw(engines, draw_id)
 
 
-async def on_draw_opened(work: Work, room_id: str, event: Event) -> None:
+async def on_draw_opened(work: Work, room_id: str, events: list[DrawOpened]) -> None:
     """Makes the draw enterable before viewers hear of it."""
-    assert isinstance(event, DrawOpened)
     await register_room(work.engines, room_id)
-    await _load(work.engines, work.session, event.draw.id)
+    for event in events:
+        await _load(work.engines, work.session, event.draw.id)
 
 
 async def _load(engines: Engines, session: AsyncSession, draw_id: str) -> bool:

@@ -150,10 +150,9 @@ async def refund_unwanted(work: Work, order_id: str, *, payment: str, provider: 
     emit_changed(work, order, reason=reason)
 
 
-async def on_order_changed(work: Work, room_id: str, event: OrderChanged) -> None:
+async def on_order_changed(work: Work, room_id: str, events: list[OrderChanged]) -> None:
     """Gives the units of a refund back to the engine's shelf; the refund's id makes a repetition harmless."""
-    if not event.refunded_minor:
-        return
-    for row in await store.lock_restocks(work.session, event.order):
+    refunded = {event.order for event in events if event.refunded_minor}
+    for row in await store.lock_restocks(work.session, refunded) if refunded else ():
         await inventory.give_back(work.engines, hold_id=row.order_id, quantity=row.restock, refund_id=row.id)
         row.restocked = True

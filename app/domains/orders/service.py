@@ -27,7 +27,7 @@ from app.protocol.channels import room_channel, staff_channel, user_channel
 from app.protocol.codes import CONFLICT, KEY_REUSED, NOT_FOUND
 from app.protocol.commands import OrderCancelled, OrderPage, OrderPlace, OrderPlaced, OrderView, PlaceOutcome
 from app.protocol.events import AlertRaised, OrderChanged, OrderPaid, OrderPlacedEvent, PurchaseAnnounced
-from app.rest.pages import decode_cursor, encode_cursor
+from app.rest.pages import decode_moment_cursor, encode_moment_cursor
 from app.storage.intake import OutboxEntry, list_rooms
 from app.storage.redis import engine_now_ms
 from app.storage.work import Engines, Work
@@ -93,7 +93,7 @@ async def find_order(engines: Engines, order_id: str, viewer_id: str | None = No
 async def list_orders(engines: Engines, *, viewer_id: str, room_id: str | None, cursor: str, limit: int) -> OrderPage:
     """The viewer's orders, newest first, as far as intake has come."""
     async with engines.sql.read() as session:
-        rows = await store.list_viewer_orders(session, viewer_id, room_id=room_id, after=decode_position(cursor), limit=limit + 1)
+        rows = await store.list_viewer_orders(session, viewer_id, room_id=room_id, after=decode_moment_cursor(cursor), limit=limit + 1)
     return OrderPage(orders=[view_order(row) for row in rows[:limit]], next_cursor=next_cursor(rows, limit))
 
 
@@ -157,17 +157,12 @@ def _view_hold(room_id: str, order_id: str, hold: Hold, state: OrderState) -> Or
     )
 
 
-def decode_position(cursor: str) -> tuple[datetime, str] | None:
-    key = decode_cursor(cursor, 2)
-    return (datetime.fromtimestamp(int(key[0]) / 1000, UTC), str(key[1])) if key else None
-
-
 def next_cursor(rows: Sequence[Order], limit: int) -> str:
     """Rows were asked for with one more than the limit: whether it came says whether there is a next page."""
     if len(rows) <= limit:
         return ""
     last = rows[limit - 1]
-    return encode_cursor(round(last.placed_at.timestamp() * 1000), last.id)
+    return encode_moment_cursor(last.placed_at, last.id)
 
 
 def _text(at: datetime | None) -> str | None:
@@ -209,9 +204,11 @@ def _placed_row(entry: OutboxEntry) -> dict[str, Any]:
         "price_minor": data["price"],
         "amount_minor": data["price"] * data["quantity"],
         "address": data["address"],
+        "prize": False,
         "state": OrderState.PLACED,
         "placed_at": _at(data["placed"]),
         "pay_by": _at(data["pay_by"]),
+        "paid_at": None,
     }
 
 
@@ -227,6 +224,9 @@ def _terms(entry: OutboxEntry) -> dict[str, Any]:
         "quantity": data["quantity"],
         "currency": data["currency"],
         "return_policy": data["policy"],
+        "reason": "",
+        "refunded_minor": 0,
+        "returned": 0,
     }
 
 
@@ -236,20 +236,22 @@ async def take_in_awarded(work: Work, entries: list[OutboxEntry]) -> None:
     for entry in entries:
         at = _at(entry.data["at"])
         row = {"name": entry.data["prize"], "buyer": "", "price_minor": 0, "amount_minor": 0, "address": None, "prize": True}
-        rows.append({**_terms(entry), **row, "state": OrderState.PAID, "placed_at": at, "paid_at": at})
+        rows.append({**_terms(entry), **row, "state": OrderState.PAID, "placed_at": at, "pay_by": None, "paid_at": at})
     fresh = await store.insert_orders(work.session, rows)
-    orders = [order for order_id in sorted(fresh) if (order := await store.fetch_order(work.session, order_id))]
+    orders = await store.fetch_orders(work.session, fresh)
     await _count_sold(work, orders)
     for order in orders:
         _emit_paid(work, order)
 
 
 async def take_in_paid(work: Work, entries: list[OutboxEntry]) -> None:
+    payments = [(entry.data["order"], entry.data["payment"], _at(entry.data["at"])) for entry in entries]
+    paid = await store.pay_orders(work.session, payments)
     orders: list[Order] = []
     movements: list[Movement] = []
     for entry in entries:
         data = entry.data
-        order = await store.pay_order(work.session, data["order"], data["payment"], _at(data["at"]))
+        order = paid.pop(data["order"], None)
         if order is None:
             raise ValueError(f"order {data['order']} is not in SQL, or was paid by another payment")
         orders.append(order)

@@ -1,21 +1,28 @@
 """SQL of orders, payments and refunds."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, select, tuple_, update
+from sqlalchemy import ARRAY, DateTime, Select, Text, cast, column, func, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.domains.orders.rules import PAYABLE_STATES, OrderState
 from app.domains.orders.tables import Order, Payment, PaymentEvent, Refund, SandboxCharge
+from app.storage.bulk import BulkInsert
+
+_insert_orders = BulkInsert(
+    Order,
+    *("id", "room_id", "session_id", "offer_id", "offer_version", "name", "viewer_id", "buyer", "quantity", "price_minor", "amount_minor"),
+    *("currency", "return_policy", "address", "state", "reason", "prize", "placed_at", "pay_by", "paid_at", "refunded_minor", "returned"),
+    after="on conflict do nothing returning id",
+)
 
 
 async def insert_orders(session: AsyncSession, rows: Sequence[dict[str, Any]]) -> set[str]:
     """The ids that are new."""
-    query = insert(Order).values(list(rows)).on_conflict_do_nothing().returning(Order.id)
-    return set((await session.scalars(query)).all())
+    return set((await _insert_orders(session, rows)).scalars())
 
 
 async def fetch_order(session: AsyncSession, order_id: str) -> Order | None:
@@ -27,21 +34,32 @@ async def lock_order(session: AsyncSession, order_id: str) -> Order | None:
     return (await session.scalars(query)).one_or_none()
 
 
+# The rows as they are now in SQL, without looking through all that the session knows for what the statement may have changed.
+_FRESH = {"synchronize_session": False, "populate_existing": True}
+
+
 async def end_orders(session: AsyncSession, order_ids: Sequence[str], state: OrderState) -> list[Order]:
     """placed -> cancelled or expired. The orders that moved."""
     query = update(Order).where(Order.id.in_(order_ids), Order.state == OrderState.PLACED).values(state=state).returning(Order)
-    return list((await session.scalars(query)).all())
+    return list((await session.scalars(query, execution_options=_FRESH)).all())
 
 
-async def pay_order(session: AsyncSession, order_id: str, payment: str, at: datetime) -> Order | None:
-    """placed or expired -> paid. None when it was in another state."""
+async def pay_orders(session: AsyncSession, payments: Sequence[tuple[str, str, datetime]]) -> dict[str, Order]:
+    """placed or expired -> paid. Of (order, payment, at) those whose order was in one of these states."""
+    orders, paid_by, at = (list(column) for column in zip(*payments, strict=True))
+    paid = func.unnest(cast(orders, ARRAY(Text)), cast(paid_by, ARRAY(Text)), cast(at, ARRAY(DateTime(timezone=True))))
+    rows = paid.table_valued(column("order_id", Text), column("payment_id", Text), column("at", DateTime(timezone=True))).render_derived()
     query = (
         update(Order)
-        .where(Order.id == order_id, Order.state.in_(PAYABLE_STATES))
-        .values(state=OrderState.PAID, paid_at=at, payment_id=payment)
+        .where(Order.id == rows.c.order_id, Order.state.in_(PAYABLE_STATES))
+        .values(state=OrderState.PAID, paid_at=rows.c.at, payment_id=rows.c.payment_id)
         .returning(Order)
     )
-    return (await session.scalars(query)).one_or_none()
+    return {order.id: order for order in await session.scalars(query, execution_options=_FRESH)}
+
+
+async def fetch_orders(session: AsyncSession, order_ids: Collection[str]) -> list[Order]:
+    return list((await session.scalars(select(Order).where(Order.id.in_(order_ids)).order_by(Order.id))).all())
 
 
 async def list_viewer_orders(
@@ -109,10 +127,10 @@ async def fetch_refund(session: AsyncSession, refund_id: str) -> Refund | None:
     return await session.get(Refund, refund_id)
 
 
-async def lock_restocks(session: AsyncSession, order_id: str) -> list[Refund]:
-    """Refunds whose units the engine does not have back yet."""
-    query = select(Refund).where(Refund.order_id == order_id, Refund.restock > 0, Refund.restocked.is_(False)).with_for_update()
-    return list((await session.scalars(query)).all())
+async def lock_restocks(session: AsyncSession, order_ids: Collection[str]) -> list[Refund]:
+    """Refunds of these orders whose units the engine does not have back yet."""
+    query = select(Refund).where(Refund.order_id.in_(order_ids), Refund.restock > 0, Refund.restocked.is_(False))
+    return list((await session.scalars(query.order_by(Refund.id).with_for_update())).all())
 
 
 async def insert_charge(session: AsyncSession, row: dict[str, Any]) -> None:

@@ -23,7 +23,18 @@ from app.domains.rooms.show import get_room, room_view
 from app.domains.rooms.tables import ShowSession
 from app.protocol.channels import room_channel
 from app.protocol.codes import TOO_MANY_REQUESTS, UNKNOWN_CHANNEL
-from app.protocol.events import Event, OfferView, Pulse, RoomView, SessionArchived, SessionEnded, SessionView, UpcomingView, encode_event
+from app.protocol.events import (
+    Event,
+    OfferView,
+    Pulse,
+    RoomView,
+    SessionArchived,
+    SessionEnded,
+    SessionView,
+    SessionWentLive,
+    UpcomingView,
+    encode_event,
+)
 from app.storage import presence
 from app.storage.work import Engines, Work
 
@@ -84,30 +95,31 @@ async def admit(engines: Engines, caller: Caller, room_id: str) -> None:
 # --- reactions ----------------------------------------------------------------------------------------------------------------------
 
 
-async def on_air_changed(work: Work, room_id: str, event: Event) -> None:
-    """Brings the room's hash in line with SQL, whatever this event said: a later one may already be committed."""
+async def on_air_changed(work: Work, room_id: str, events: Sequence[Event]) -> None:
+    """Brings the room's hash in line with SQL, whatever the events said: a later one may already be committed."""
     show = await store.fetch_on_air(work.session, room_id)
     await store.write_on_air(work.engines.fanout, room_id, (show.state, show.id) if show else None)
     work.engines.local.get("rooms.on_air", {}).pop(room_id, None)
 
 
-async def on_went_live(work: Work, room_id: str, event: Event) -> None:
+async def on_went_live(work: Work, room_id: str, events: list[SessionWentLive]) -> None:
     """A new show counts anew."""
     await store.reset_counters(work.engines.fanout, room_id)
     await presence.reset_unique(work.engines, room_id)
-    await on_air_changed(work, room_id, event)
+    await on_air_changed(work, room_id, events)
 
 
-async def on_ended(work: Work, room_id: str, event: SessionEnded) -> None:
+async def on_ended(work: Work, room_id: str, events: list[SessionEnded]) -> None:
     """Keeps the session's counts, if it was ever live, before another show resets them."""
-    show = await store.fetch_session(work.session, event.session)
-    if show is not None and show.went_live_at is not None:
-        counters = await store.read_counters(work.engines.fanout, room_id)
-        await store.note_counters(work.session, show.id, counters, await presence.unique_viewers(work.engines, room_id))
-    await on_air_changed(work, room_id, event)
+    for event in events:
+        show = await store.fetch_session(work.session, event.session)
+        if show is not None and show.went_live_at is not None:
+            counters = await store.read_counters(work.engines.fanout, room_id)
+            await store.note_counters(work.session, show.id, counters, await presence.unique_viewers(work.engines, room_id))
+    await on_air_changed(work, room_id, events)
 
 
-async def on_archived(work: Work, room_id: str, event: SessionArchived) -> None:
+async def on_archived(work: Work, room_id: str, events: list[SessionArchived]) -> None:
     """The room's hash goes in time, unless another show has begun."""
     if await store.fetch_on_air(work.session, room_id) is None:
         await store.expire_hash(work.engines.fanout, room_id, work.engines.settings.hot_keys_ttl_s)

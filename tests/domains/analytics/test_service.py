@@ -243,9 +243,7 @@ async def test_a_report_is_kept_and_not_computed_again_without_need(show: Show) 
     show.runtime.advance(1000)
     assert await show.report() == first  # computed_at too
     async with show.engines.work() as work:
-        await service.on_order_changed(
-            work, show.id, OrderChanged(at=work.at, order="x", session=show.session, offer=show.tea, state="paid")
-        )
+        await service.on_orders(work, show.id, [OrderChanged(at=work.at, order="x", session=show.session, offer=show.tea, state="paid")])
     assert (await show.report())["computed_at"] != first["computed_at"]
 
 
@@ -260,11 +258,10 @@ async def test_events_that_come_twice_change_nothing(show: Show) -> None:
         placed = OrderPlacedEvent(at=work.at, order=orders["eve"], pay_by=work.at, **terms)  # type: ignore[arg-type]
         paid = OrderPaid(at=work.at, order=orders["eve"], **terms)  # type: ignore[arg-type]
         for _ in range(2):
-            await service.on_order_placed(work, show.id, placed)
-            await service.on_order_paid(work, show.id, paid)
+            await service.on_orders(work, show.id, [placed, paid, placed, paid])
     cancelled = OrderChanged(at=placed.at, order=orders["dan"], session=show.session, offer=show.tea, state="cancelled")
     async with show.engines.work() as work:
-        await service.on_order_changed(work, show.id, cancelled)
+        await service.on_orders(work, show.id, [cancelled])
     after = await show.figures()
     assert after | {"at": ""} == before | {"at": ""}
     assert after["refunded_minor"] == 990
@@ -273,9 +270,7 @@ async def test_events_that_come_twice_change_nothing(show: Show) -> None:
 async def test_a_late_payment_turns_expired_into_paid(show: Show) -> None:
     order = await show.order(show.tea, "ann")
     async with show.engines.work() as work:
-        await service.on_order_changed(
-            work, show.id, OrderChanged(at=work.at, order=order, session=show.session, offer="", state="expired")
-        )
+        await service.on_orders(work, show.id, [OrderChanged(at=work.at, order=order, session=show.session, offer="", state="expired")])
     await show.pay(order, "ann")
     await show.end()
     payments = (await show.report())["payments"]
@@ -287,7 +282,7 @@ async def test_a_prize_is_no_sale(show: Show) -> None:
         event = OrderPaid(
             at=work.at, order=f"{show.id}-p", session=show.session, offer=show.tea, viewer="ann", quantity=1, amount_minor=0, currency="CNY"
         )
-        await service.on_order_paid(work, show.id, event)
+        await service.on_orders(work, show.id, [event])
     figures = await show.figures()
     assert (figures["orders"], figures["paid_orders"], figures["units_sold"]) == (0, 0, 0)
 

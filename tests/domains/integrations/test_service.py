@@ -52,7 +52,7 @@ async def happen(engines: Engines, *events: Any) -> None:
     """Only what webhooks make of the event: other domains' reactions have tests of their own."""
     async with engines.work() as work:
         for event in events:
-            await service.queue_event(work, "a", event)
+            await service.queue_events(work, "a", [event])
 
 
 async def deliveries(engines: Engines) -> list[WebhookDelivery]:
@@ -111,7 +111,7 @@ async def test_the_same_event_again_is_not_delivered_again(engines: Engines, rec
 async def test_a_delivery_is_queued_by_the_announcement_of_its_event(engines: Engines, receiver: Receiver) -> None:
     """Whatever else reacts to the end of a session, the delivery and the announcement's removal are one transaction."""
     await subscribe(engines, receiver.url, "session.ended")
-    engines.registry.reactions = {"session.ended": [service.queue_event]}
+    engines.registry.reactions = [{"session.ended": service.queue_events}]
     async with engines.sql.begin() as session:
         event = SessionEnded(at="2026-05-01T12:00:00.000Z", room="a", session="a-s")
         payload = msgspec.json.encode(event)
