@@ -1,15 +1,21 @@
 """The gateway inside the whole web process: middleware, all domains, lifespan."""
 
 import asyncio
+import json
 
 import uvicorn
+from websockets.asyncio.client import connect
 
 from app.composition import build_registry
 from app.domains.accounts.service import make_token
+from app.domains.accounts.tokens import FETCH_GAP_MS
 from app.main import create_app
 from app.serve import Server
 from app.storage.work import Engines
+from tests.domains.accounts.key_server import private_key, public_entry, publishing, signed
+from tests.gateway.conftest import Nodes
 from tests.support.clients import raw_client
+from tests.support.runtime import TestRuntime
 from tests.support.waiting import wait_until
 
 
@@ -28,3 +34,20 @@ async def test_the_whole_web_process_speaks_the_protocol(engines: Engines) -> No
         assert "key" in reply["error"]["message"]
     server.should_exit = True
     await running
+
+
+async def test_a_key_set_out_of_reach_is_no_final_no(nodes: Nodes, runtime: TestRuntime) -> None:
+    """A viewer whose token nobody can check just now gets a temporary error, so that SDKs come again; 3500 would be the end."""
+    async with publishing() as keys:
+        await keys.stop()
+        node = await nodes.start(jwks_url=keys.url)
+        command = json.dumps({"id": 1, "connect": {"token": signed("ES256", {"sub": "ann"}, kid="one")}})
+        async with connect(node.ws, proxy=None, compression=None) as connection:
+            await connection.send(command)
+            error = json.loads(await connection.recv())["error"]
+            assert (error["code"], error["temporary"]) == (413, True)
+        keys.publish(public_entry(private_key("ES256"), kid="one"))
+        await keys.start()
+        runtime.advance(FETCH_GAP_MS)
+        async with raw_client(node.http, signed("ES256", {"sub": "ann"}, kid="one")) as client:
+            assert client.node == node.hub.node_id
