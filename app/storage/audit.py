@@ -1,5 +1,7 @@
 """The audit log: append-only, a hash chain a room, written in the same transaction as the act it records.
 
+The lock is held until the commit, so it is the last that a unit of work takes (work.py).
+
 hash = SHA-256(previous hash, canonical JSON of room, time, actor, action, subject, detail). Changing, removing or reordering an
 entry breaks every hash after it; `verify_chain` says where. The order of a room's entries is the order of the lock taken here.
 """

@@ -116,7 +116,13 @@ class Engines:
 
 
 class Work:
-    """One unit of work. `now_ms` is read once, so that all that one use case writes bears the same time."""
+    """One unit of work. `now_ms` is read once, so that all that one use case writes bears the same time.
+
+    Locks are taken in one order, so that intake, which does many things of a room in one transaction, and the commands beside it do not
+    wait in a circle: intake's mark, then rows of the domains, then ledger accounts, then offers; a room's audit log comes last of all,
+    at `flush`, whenever it was asked for. Where a batch of intake comes back to an earlier step, PostgreSQL gives one of the two up, and
+    that one is done again.
+    """
 
     def __init__(self, engines: Engines, session: AsyncSession) -> None:
         self.engines = engines
@@ -125,6 +131,7 @@ class Work:
         self.now_ms = engines.runtime.now_ms()
         self.announced_rooms: set[str] = set()
         self._pending: list[dict[str, Any]] = []
+        self._acts: list[dict[str, Any]] = []
 
     @property
     def now(self) -> datetime:
@@ -142,16 +149,19 @@ class Work:
         )
 
     async def audit(self, room_id: str, actor: str, action: str, subject: str, **detail: Any) -> None:
-        """Records an act in the room's audit log, in this transaction."""
-        await append_audit(self.session, room_id=room_id, at=self.now, actor=actor, action=action, subject=subject, detail=detail)
+        """Records an act in the room's audit log, in this transaction: at its end, since the log is locked until the commit."""
+        self._acts.append({"room_id": room_id, "at": self.now, "actor": actor, "action": action, "subject": subject, "detail": detail})
 
     async def flush(self) -> None:
-        """Writes what was emitted. Called at the end of the unit of work."""
+        """Writes what was emitted and what is to be audited. Called at the end of the unit of work."""
         await self.session.flush()
         if self._pending:
             await _insert_announcements(self.session, self._pending)
             self.announced_rooms |= {row["room_id"] for row in self._pending}
             self._pending = []
+        acts, self._acts = sorted(self._acts, key=lambda act: act["room_id"]), []  # a stable sort: a room's acts keep their order
+        for act in acts:
+            await append_audit(self.session, **act)
 
 
 async def rooms_to_announce(engines: Engines, limit: int = 100) -> list[str]:
