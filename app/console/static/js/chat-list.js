@@ -18,16 +18,17 @@ export function chatList({ lines, more, lineOf, welcome = "" }) {
   let unread = 0;
   let unheard = [];
   let frame = 0;
+  let following = true; // the reader is at the end; what resizes the list does not change that, only scrolling does
 
   const atEnd = () => lines.scrollHeight - lines.scrollTop - lines.clientHeight < NEAR_END_PX;
   const toEnd = () => {
+    following = true;
     lines.scrollTop = lines.scrollHeight;
     unread = 0;
     show(more, false);
   };
   const flush = () => {
     frame = 0;
-    const follow = atEnd();
     const fresh = waiting.splice(0).slice(-LINES_MAX);
     for (const message of fresh) {
       const node = lineOf(message);
@@ -40,7 +41,7 @@ export function chatList({ lines, more, lineOf, welcome = "" }) {
       seen.delete(lines.firstElementChild.dataset.id);
       lines.firstElementChild.remove();
     }
-    if (follow) {
+    if (following) {
       toEnd();
     } else {
       unread += fresh.length;
@@ -49,7 +50,15 @@ export function chatList({ lines, more, lineOf, welcome = "" }) {
     }
   };
   more.addEventListener("click", toEnd);
-  lines.addEventListener("scroll", () => atEnd() && unread > 0 && toEnd(), { passive: true });
+  lines.addEventListener(
+    "scroll",
+    () => {
+      following = atEnd();
+      if (following && unread > 0) toEnd();
+    },
+    { passive: true },
+  );
+  new ResizeObserver(() => following && toEnd()).observe(lines);
   // A screen reader is not read every line: it gets a summary now and then, and can walk the list itself.
   setInterval(() => {
     if (unheard.length > 0)

@@ -87,8 +87,9 @@ function checklistOf({ step, items }) {
       el("span", {}, checkText(item)),
     ),
   );
+  const worthIt = step && (items.length > 1 || items.some((item) => !item.ok)); // “it is live” alone is no news
   return (
-    step &&
+    worthIt &&
     el(
       "div",
       { class: "stack tight" },

@@ -70,7 +70,7 @@ function drawShelf(context, box, offers, cards) {
 
 export function originOf(offer) {
   const harvested = offer.harvested_on ? t("viewer.harvested", { date: offer.harvested_on }) : "";
-  return [offer.village, offer.lot, harvested].filter(Boolean).join(" · ");
+  return [offer.unit, offer.village, offer.lot, harvested].filter(Boolean).join(" · ");
 }
 
 export function priceLine(offer) {
@@ -79,7 +79,6 @@ export function priceLine(offer) {
     "p",
     { class: "row tight" },
     el("span", { class: "price" }, money(offer.price_minor, offer.currency)),
-    offer.unit && el("span", { class: "small-text muted" }, `/ ${offer.unit}`),
     was &&
       el(
         "del",
