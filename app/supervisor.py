@@ -13,6 +13,7 @@ It is one plain loop without threads or asyncio: all it does is look ten times a
 import contextlib
 import http.client
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -54,12 +55,13 @@ DRAIN_S = "3"
 
 @dataclass(slots=True)
 class Child:
-    """One process that must be there. `stop_s`: how long it may take to end when asked."""
+    """One process that must be there. `stop_s`: how long it may take to end when asked; `buried`: told the id of one that has ended."""
 
     name: str
     spawn: Callable[[], "subprocess.Popen[bytes]"]
     stop_signal: signal.Signals = signal.SIGTERM
     stop_s: float = 15.0
+    buried: Callable[[int], None] | None = None
     process: "subprocess.Popen[bytes] | None" = None
     failures: int = 0
     started_s: float = 0.0
@@ -76,6 +78,8 @@ class Child:
             code = self.process.poll()
             if code is None:
                 return
+            if self.buried is not None:
+                self.buried(self.process.pid)
             self.process = None
             self.failures = 1 if now - self.started_s > STEADY_S else self.failures + 1
             pause_s = min(BACK_OFF_S_MAX, 0.1 * 2 ** min(self.failures, 10))
@@ -164,6 +168,10 @@ class Supervisor:
 
     def _start_engines(self) -> dict[str, str]:
         """What the children find in their environment."""
+        shutil.rmtree(
+            self._metrics_dir, ignore_errors=True
+        )  # of an earlier life: counters begin at zero, as Prometheus expects of a restart
+        self._metrics_dir.mkdir()
         redis_url, database_url = self.settings.redis_url, self.settings.database_url
         if not redis_url:
             self.engines.append(Valkey(self.data_dir, appendfsync=self.settings.appendfsync))
@@ -182,6 +190,7 @@ class Supervisor:
             "JISHI_HOST": self.settings.host,
             "JISHI_PORT": str(self.port),
             "JISHI_DRAIN_S": os.environ.get("JISHI_DRAIN_S", DRAIN_S),
+            "PROMETHEUS_MULTIPROC_DIR": str(self._metrics_dir),
             "PYTHONUNBUFFERED": "1",
         }
         if self.with_demo:
@@ -214,7 +223,17 @@ class Supervisor:
                     preexec_fn=die_with_parent(signal.SIGTERM),  # noqa: PLW1509 - no threads here
                 )
 
-        return Child(name, spawn)
+        return Child(name, spawn, buried=self._bury_gauges)
+
+    def _bury_gauges(self, pid: int) -> None:
+        """What a process counted stays; what it measured of itself goes with it."""
+        for gauge in self._metrics_dir.glob(f"gauge_live*_{pid}.db"):
+            gauge.unlink(missing_ok=True)
+
+    @property
+    def _metrics_dir(self) -> Path:
+        """Where the processes share their figures, so that `/metrics` of any of them tells the sum."""
+        return self.data_dir / "metrics"
 
     def _await_ready(self) -> None:
         deadline = time.monotonic() + READY_S_MAX

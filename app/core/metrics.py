@@ -1,10 +1,14 @@
-"""Every metric of every process. Names begin with `jishi_` and end in their unit; label values come from closed lists, never from users."""
+"""Every metric of every process. Names begin with `jishi_` and end in their unit; label values come from closed lists, never from users.
+
+Where PROMETHEUS_MULTIPROC_DIR is set (`jishi up` sets it), the processes keep their figures in files there, and `/metrics` of any of
+them tells the sum of all; elsewhere each process tells its own.
+"""
 
 from prometheus_client import Counter, Gauge, Histogram
 
 # gateway
-CONNECTIONS = Gauge("jishi_connections", "Open client connections of this process")
-SUBSCRIPTIONS = Gauge("jishi_subscriptions", "Channel subscriptions of this process")
+CONNECTIONS = Gauge("jishi_connections", "Open client connections", multiprocess_mode="livesum")
+SUBSCRIPTIONS = Gauge("jishi_subscriptions", "Channel subscriptions of these connections", multiprocess_mode="livesum")
 DELIVERIES = Counter("jishi_deliveries_total", "Publications written to a client", ["lane"])
 SHED = Counter("jishi_shed_total", "Publications not written to a client because of overload", ["lane", "reason"])
 CLOSES = Counter("jishi_closes_total", "Connections closed by the server", ["code"])
@@ -41,7 +45,9 @@ OUTCOMES = Counter("jishi_outcomes_total", "Outcome words of commands", ["method
 
 # worker
 INTAKE_ENTRIES = Counter("jishi_intake_entries_total", "Outbox entries taken into SQL", ["type"])
-INTAKE_LAG_SECONDS = Gauge("jishi_intake_lag_seconds", "Age of the oldest entry that was not in SQL at the last look")
+INTAKE_LAG_SECONDS = Gauge(
+    "jishi_intake_lag_seconds", "Age of the oldest entry that was not in SQL at the last look", multiprocess_mode="livemax"
+)
 DEAD_LETTERS = Counter("jishi_dead_letters_total", "Entries set aside after repeated failure", ["source"])
 LOOP_FAILURES = Counter("jishi_loop_failures_total", "Runs of a worker loop that raised", ["loop"])
 LOOP_RUNS = Counter("jishi_loop_runs_total", "Runs of a worker loop", ["loop"])

@@ -1,9 +1,11 @@
 """What watches the process: `/healthz` (it runs), `/readyz` (it can serve), `/metrics` (Prometheus)."""
 
+import os
 from collections.abc import Iterable
 
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Metric, ProcessCollector, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from starlette.responses import JSONResponse, Response
 
@@ -21,9 +23,18 @@ class OurMetrics(Collector):
         return (metric for metric in REGISTRY.collect() if metric.name.startswith(METRIC_PREFIX))
 
 
-_registry = CollectorRegistry()
-_registry.register(OurMetrics())
-ProcessCollector(namespace="jishi", registry=_registry)  # memory, processor time, open files of this process
+def _make_registry() -> CollectorRegistry:
+    """The whole machine's figures where the processes share them, else those of this process with its memory, processor time and files."""
+    registry = CollectorRegistry()
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        MultiProcessCollector(registry)
+    else:
+        registry.register(OurMetrics())
+        ProcessCollector(namespace="jishi", registry=registry)
+    return registry
+
+
+_registry = _make_registry()
 
 
 @router.get("/healthz")

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,19 @@ def test_a_token_of_the_command_line_is_accepted(up: Up) -> None:
     answer = connection.getresponse()
     assert (answer.status, json.loads(answer.read())["id"]) == (200, "lin")
     connection.close()
+
+
+def test_metrics_tell_of_every_process_whichever_answers(up: Up) -> None:
+    """The worker serves no port: its lag and its dead letters were once invisible, and each scrape saw one web process by chance."""
+
+    def told() -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{up.running['port']}/metrics", timeout=10) as answer:  # noqa: S310 - our own
+            return answer.read().decode()
+
+    wait_until_sync(lambda: re.search(r'^jishi_loop_runs_total\{loop="pulse"\} [1-9]', told(), re.MULTILINE), within_s=30)
+    names = {line.split("{")[0].split(" ")[0] for line in told().splitlines() if not line.startswith("#")}
+    assert {name for name in names if not name.startswith("jishi_")} == set()
+    assert {"jishi_connections", "jishi_requests_total"} <= names
 
 
 def test_a_second_up_says_that_the_first_runs(up: Up) -> None:
