@@ -126,7 +126,7 @@ def test_metrics_tell_of_every_process_whichever_answers(up: Up) -> None:
     """The worker serves no port: its lag and its dead letters were once invisible, and each scrape saw one web process by chance."""
 
     def told() -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{up.running['port']}/metrics", timeout=10) as answer:  # noqa: S310 - our own
+        with urllib.request.urlopen(f"http://127.0.0.1:{up.running['port']}/metrics", timeout=10) as answer:
             return answer.read().decode()
 
     wait_until_sync(lambda: re.search(r'^jishi_loop_runs_total\{loop="pulse"\} [1-9]', told(), re.MULTILINE), within_s=30)
