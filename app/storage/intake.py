@@ -23,7 +23,8 @@ from app.storage.redis import epoch_ms
 from app.storage.tables import DeadLetter, IntakeProgress
 from app.storage.work import Engines, Work
 
-ROOMS_KEY = "jishi:rooms"  # rooms that have had stock, draws or envelopes: where intake and expiry look
+ROOMS_KEY = "jishi:rooms"  # rooms that have stock, draws or envelopes: where intake and expiry look
+CLAIM_MS_MIN = 3_600_000  # how long who registers a room has to write its first key
 
 log = structlog.get_logger()
 
@@ -41,9 +42,26 @@ def outbox_key(room_id: str) -> str:
     return f"{{{room_id}}}:outbox"
 
 
-async def register_room(engines: Engines, room_id: str) -> None:
-    """Makes the worker look at a room. Call before the room's first hot key is written."""
-    await engines.sales.sadd(ROOMS_KEY, room_id)
+async def register_room(engines: Engines, room_id: str, *, for_ms: int = 0) -> None:
+    """Makes the worker look at a room. Call before a hot key is written. `for_ms`: its life, if it is none of the sales keys."""
+    async with engines.sales.pipeline(transaction=False) as pipe:
+        pipe.set(_claim_key(room_id), 1, px=CLAIM_MS_MIN, nx=True)
+        pipe.pexpire(_claim_key(room_id), max(for_ms, CLAIM_MS_MIN), gt=True)
+        await pipe.execute()
+    await engines.sales.sadd(ROOMS_KEY, room_id)  # after the claim: see forget_room
+
+
+async def forget_room(engines: Engines, room_id: str) -> None:
+    """Takes a room that has no hot keys off the list, unless somebody has a claim on it, also one that comes this very moment."""
+    if await engines.sales.exists(_claim_key(room_id)):
+        return
+    await engines.sales.srem(ROOMS_KEY, room_id)
+    if await engines.sales.exists(_claim_key(room_id)):
+        await engines.sales.sadd(ROOMS_KEY, room_id)
+
+
+def _claim_key(room_id: str) -> str:
+    return f"{{{room_id}}}:claim"
 
 
 async def list_rooms(engines: Engines) -> list[str]:

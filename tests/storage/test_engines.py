@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from app.storage.intake import forget_room, list_rooms, register_room
 from app.storage.redis import CONNECTIONS_MAX
 from app.storage.tables import DeadLetter
 from app.storage.work import Engines
@@ -35,3 +36,14 @@ async def test_a_read_only_view_refuses_to_write(engines: Engines, runtime: Test
 
 async def test_more_calls_than_connections_wait_for_each_other(engines: Engines) -> None:
     assert await asyncio.gather(*(engines.sales.ping() for _ in range(CONNECTIONS_MAX * 4))) == [True] * CONNECTIONS_MAX * 4
+
+
+async def test_a_room_that_somebody_has_a_claim_on_stays_on_the_list(engines: Engines) -> None:
+    await register_room(engines, "room", for_ms=7_200_000)
+    await register_room(engines, "room")
+    assert await engines.sales.pttl("{room}:claim") > 7_000_000, "a shorter claim does not cut a longer one"
+    await forget_room(engines, "room")
+    assert await list_rooms(engines) == ["room"]
+    await engines.sales.delete("{room}:claim")
+    await forget_room(engines, "room")
+    assert await list_rooms(engines) == []

@@ -10,7 +10,7 @@ from app.domains.inventory import service as inventory
 from app.domains.orders import service as orders
 from app.protocol.channels import room_channel
 from app.protocol.commands import Address, OrderPlace, OrderPlaced, Reserved
-from app.protocol.events import OfferListed, OfferUpdated, OfferWithdrawn, SessionEnded, SessionWentLive
+from app.protocol.events import OfferListed, OfferUpdated, OfferWithdrawn, SessionArchived, SessionEnded, SessionWentLive
 from app.storage.intake import take_in_room
 from app.storage.work import Engines
 
@@ -33,6 +33,12 @@ class Shelf:
     async def end(self) -> None:
         async with self.engines.work() as work:
             work.emit(self.room_id, [room_channel(self.room_id)], SessionEnded(at=work.at, room=self.room_id, session=self.session_id))
+
+    async def archive(self) -> None:
+        """For inventory alone: other domains look for the session's row, which this room does not have."""
+        async with self.engines.work() as work:
+            event = SessionArchived(at=work.at, room=self.room_id, session=self.session_id)
+            await inventory.on_session_archived(work, self.room_id, [event])
 
     async def offer(self, *, total: int = 10, price_minor: int = 1990, limit: int = 0, **terms: Any) -> str:
         async with self.engines.work() as work:

@@ -28,7 +28,9 @@ local function open_share(envelope, viewer, key)
   local share = redis.call('LPOP', envelope.shares)
   if not share then return 'empty', '', '' end
   local position, amount = string.match(share, '^(%d+) (%d+)$')
-  redis.call('HSET', envelope.takers, viewer, share .. ' ' .. key)
+  if redis.call('HSET', envelope.takers, viewer, share .. ' ' .. key) == 1 and redis.call('HLEN', envelope.takers) == 1 then
+    redis.call('PEXPIRE', envelope.takers, redis.call('PTTL', envelope.meta))  -- a hash cannot carry a deadline before it has a field
+  end
   announce('share.opened', {envelope = envelope.id, viewer = viewer, position = tonumber(position), amount = tonumber(amount)})
   if redis.call('LLEN', envelope.shares) == 0 then
     envelope.state = 'emptied'

@@ -36,7 +36,7 @@ from app.protocol.channels import room_channel, user_channel
 from app.protocol.codes import BAD_REQUEST, INSUFFICIENT_FUNDS, NOT_FOUND
 from app.protocol.commands import EnvelopeGrabbed, GrabOutcome
 from app.protocol.events import EnvelopeOpened, EnvelopeUpdated, EnvelopeView, ShareOpened
-from app.storage.intake import OutboxEntry, register_room, take_in_room
+from app.storage.intake import OutboxEntry, take_in_room
 from app.storage.redis import engine_now_ms
 from app.storage.work import Engines, Work
 
@@ -145,7 +145,6 @@ async def _now_ms(engines: Engines) -> int:
 
 async def on_envelope_opened(work: Work, room_id: str, events: list[EnvelopeOpened]) -> None:
     """Makes the shares grabbable before viewers hear of them."""
-    await register_room(work.engines, room_id)
     for event in events:
         await _load(work.engines, work.session, event.envelope.id)
 
@@ -293,7 +292,6 @@ async def close_envelope(engines: Engines, envelope_id: str, *, actor: str = "")
         async with engines.sql.read() as session:
             known_open = await _load(engines, session, envelope_id)
         if known_open:
-            await register_room(engines, room_of(envelope_id))
             word = await store.close_engine(engines, envelope_id, actor)
     return word
 

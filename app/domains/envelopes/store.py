@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.core.ids import room_of
 from app.domains.envelopes.rules import CommittedShare
 from app.domains.envelopes.tables import Envelope, EnvelopeShare
-from app.storage.intake import outbox_key
+from app.storage.intake import outbox_key, register_room
 from app.storage.redis import Script
 from app.storage.work import Engines
 
@@ -48,11 +48,9 @@ def _keys(envelope_id: str) -> list[str]:
 async def load_engine(engines: Engines, envelope: Envelope, shares: Sequence[EnvelopeShare], now_ms: int) -> bool:
     """True when the engine did not have the envelope. Shares that SQL knows to be taken keep their takers."""
     takers = [share for share in shares if share.viewer_id is not None]
-    arguments: list[str | int] = [
-        _ms(envelope.expires_at),
-        max(0, _ms(envelope.expires_at) - now_ms) + engines.settings.hot_keys_ttl_s * 1000,
-        len(takers),
-    ]
+    life_ms = max(0, _ms(envelope.expires_at) - now_ms) + engines.settings.hot_keys_ttl_s * 1000
+    await register_room(engines, room_of(envelope.id), for_ms=life_ms)
+    arguments: list[str | int] = [_ms(envelope.expires_at), life_ms, len(takers)]
     for share in takers:
         arguments += [share.viewer_id or "", f"{share.position} {share.amount_minor} "]
     arguments += [f"{share.position} {share.amount_minor}" for share in shares if share.viewer_id is None]

@@ -99,5 +99,6 @@ DOMAIN = Domain(
         "session.interrupted": service.on_session_changed,
         "session.resumed": service.on_session_changed,
         "session.ended": service.on_session_changed,
+        "session.archived": service.on_session_archived,
     },
 )

@@ -100,6 +100,7 @@ class MoveAnswer(Struct, frozen=True, kw_only=True):
 class SweepAnswer(Struct, frozen=True, kw_only=True):
     settled: int
     forgotten: int
+    empty: bool = False  # nothing is left of the room's sales
 
 
 class RoomBooks(Struct, frozen=True, kw_only=True):

@@ -4,8 +4,8 @@
 -- Of each offer: total + short = available + held + ordered + sold. `short` is what a cut of the total owes to promises already made.
 --
 -- KEYS  1: offers, hash id -> JSON   2: holds, hash id -> JSON   3: counts, hash offer|viewer -> units
---       4: deadlines, sorted set of open holds   5: outbox stream   6: room, hash: frozen, `s:`session -> state
---       7: memories, sorted set: when to forget a hold that has ended, or `o:`offer
+--       4: deadlines, sorted set of open holds   5: outbox stream   6: sessions, hash: `s:`session -> state, frozen
+--       7: memories, sorted set: when to forget a hold that has ended, `o:`offer or `s:`session
 -- ARGV  1: now in ms, 0 for the engine's clock   2: how long what has ended is remembered, ms   3: most deadlines to settle at once
 --       4: outbox entries from which on new sales are refused   5: members, a JSON list
 -- Reply: a JSON list with one object a member, `word` first.

@@ -41,13 +41,14 @@ from app.protocol.events import (
     OfferSoldOut,
     OfferUpdated,
     OfferWithdrawn,
+    SessionArchived,
     SessionEnded,
     SessionInterrupted,
     SessionResumed,
     SessionWentLive,
     encode_event,
 )
-from app.storage.intake import OutboxEntry, list_rooms, register_room
+from app.storage.intake import OutboxEntry, forget_room, list_rooms, register_room
 from app.storage.streams import Publication
 from app.storage.work import Engines, Work
 
@@ -189,6 +190,8 @@ async def expire_sales(engines: Engines) -> None:
         for _ in range(SWEEPS_MAX):
             done = await store.sweep_room(engines, room_id)
             if max(done.settled, done.forgotten) < engines.settings.expiry_batch_max:
+                if done.empty:
+                    await forget_room(engines, room_id)
                 break
 
 
@@ -228,6 +231,12 @@ async def on_session_changed(
     await register_room(work.engines, room_id)
     members = [{"act": "session", "id": event.session, "state": _session_state(event)} for event in events]
     await store.sync_room(work.engines, room_id, members)
+
+
+async def on_session_archived(work: Work, room_id: str, events: list[SessionArchived]) -> None:
+    """Nothing can change any more: `hot_keys_ttl_s` later the engine forgets the session."""
+    await register_room(work.engines, room_id)
+    await store.sync_room(work.engines, room_id, [{"act": "archived", "id": event.session} for event in events])
 
 
 def _session_state(event: SessionWentLive | SessionInterrupted | SessionResumed | SessionEnded) -> SessionState:

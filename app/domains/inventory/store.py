@@ -40,7 +40,7 @@ def sales_keys(room_id: str) -> list[str]:
     tag = f"{{{room_id}}}"
     return [f"{tag}:{name}" for name in ("offers", "holds", "counts", "deadlines")] + [
         outbox_key(room_id),
-        f"{tag}:room",
+        f"{tag}:sessions",
         f"{tag}:memories",
     ]
 

@@ -1,7 +1,10 @@
 -- Ends what has run out and forgets what ended long ago, in bounded numbers. Runs after sales.lua, which states KEYS and ARGV (no members).
 -- A sold hold is remembered for as long as its offer: it counts towards its viewer's limit, and the sums are checked against it.
 --
--- Reply: a JSON object with the numbers settled and forgotten; fewer than ARGV[3] of each means nothing is due any more.
+-- Nothing is forgotten while the outbox holds what SQL does not have yet.
+--
+-- Reply: a JSON object with the numbers settled and forgotten; fewer than ARGV[3] of each means nothing is due any more. `empty`: nothing
+-- is left of the room's sales. (Its outbox stays, without entries: it remembers its last id, which a clock set back must not undercut.)
 local function forget_offer(member, id)
   local offer = offer_of(id)
   if offer and offer.held + offer.ordered > 0 then
@@ -25,10 +28,25 @@ local function forget_hold(id)
   if hold and hold.state ~= 'held' and hold.state ~= 'ordered' then keep(HOLDS, id, false) end
 end
 
+local function forget_session(member, id)
+  local all = redis.call('HGETALL', OFFERS)
+  for index = 1, #all, 2 do
+    if cjson.decode(all[index + 1]).session == id then
+      memories[member] = now + keep_ms
+      return
+    end
+  end
+  memories[member] = false
+  redis.call('HDEL', ROOM, 's:' .. id)
+end
+
 local settled = settle_due()
-local old = redis.call('ZRANGEBYSCORE', MEMORIES, '-inf', now, 'LIMIT', 0, settle_max)
-for _, id in ipairs(old) do
-  if id:sub(1, 2) == 'o:' then forget_offer(id, id:sub(3)) else forget_hold(id) end
+local taken_in = redis.call('XLEN', OUTBOX) == 0 and #entries + #ended == 0
+local old = taken_in and redis.call('ZRANGEBYSCORE', MEMORIES, '-inf', now, 'LIMIT', 0, settle_max) or {}
+for _, member in ipairs(old) do
+  local kind, id = member:sub(1, 2), member:sub(3)
+  if kind == 'o:' then forget_offer(member, id) elseif kind == 's:' then forget_session(member, id) else forget_hold(member) end
 end
 commit()
-return cjson.encode({settled = settled, forgotten = #old})
+local empty = redis.call('EXISTS', OFFERS, HOLDS, COUNTS, DEADLINES, MEMORIES, ROOM) == 0 and redis.call('XLEN', OUTBOX) == 0
+return cjson.encode({settled = settled, forgotten = #old, empty = empty})

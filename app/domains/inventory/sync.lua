@@ -3,7 +3,8 @@
 -- what a cut takes beyond it is owed in `short`, so that nothing goes below zero. The counters of a known offer come from the engine alone.
 --
 -- Member: act and by act:
---   offer id session version total price currency limit state policy name opens closes (ms; 0: none) · session id state · frozen on
+--   offer id session version total price currency limit state policy name opens closes (ms; 0: none) · session id state · archived id
+--   frozen on
 -- Answer: word: done or stale.
 local act = {}
 
@@ -27,16 +28,26 @@ function act.offer(member)
   return 'done'
 end
 
+local function forget_offers_later(session)
+  local all = redis.call('HGETALL', OFFERS)  -- an offer a field: a room has tens
+  for index = 1, #all, 2 do
+    if cjson.decode(all[index + 1]).session == session then memories['o:' .. all[index]] = now + keep_ms end
+  end
+end
+
 function act.session(member)
   local field = 's:' .. member.id
   if redis.call('HGET', ROOM, field) == 'ended' then return 'stale' end
   redis.call('HSET', ROOM, field, member.state)
-  if member.state == 'ended' then
-    local all = redis.call('HGETALL', OFFERS)  -- an offer a field: a room has tens
-    for index = 1, #all, 2 do
-      if cjson.decode(all[index + 1]).session == member.id then memories['o:' .. all[index]] = now + keep_ms end
-    end
-  end
+  if member.state == 'ended' then forget_offers_later(member.id) end
+  return 'done'
+end
+
+function act.archived(member)  -- nothing comes after it: that the session has ended need not be known for ever
+  if redis.call('ZSCORE', MEMORIES, 's:' .. member.id) then return 'stale' end
+  redis.call('HSET', ROOM, 's:' .. member.id, 'ended')
+  forget_offers_later(member.id)
+  memories['s:' .. member.id] = now + keep_ms
   return 'done'
 end
 

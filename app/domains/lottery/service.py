@@ -51,7 +51,7 @@ from app.protocol.channels import room_channel, user_channel
 from app.protocol.codes import BAD_REQUEST, CONFLICT, INSUFFICIENT_FUNDS, KEY_REUSED, NOT_FOUND
 from app.protocol.commands import DrawEntered, EnterOutcome, ReserveOutcome
 from app.protocol.events import DrawCancelled, DrawClosed, DrawDrawn, DrawOpened, DrawView, DrawWon, Winner
-from app.storage.intake import OutboxEntry, register_room, take_in_room
+from app.storage.intake import OutboxEntry, take_in_room
 from app.storage.redis import engine_now_ms
 from app.storage.work import Engines, Work
 
@@ -199,7 +199,6 @@ async def _abandon(engines: Engines, draw_id: str, reason: str) -> None:
 
 async def on_draw_opened(work: Work, room_id: str, events: list[DrawOpened]) -> None:
     """Makes the draw enterable before viewers hear of it."""
-    await register_room(work.engines, room_id)
     for event in events:
         await _load(work.engines, work.session, event.draw.id)
 
@@ -437,7 +436,6 @@ async def _end(engines: Engines, draw_id: str, *, actor: str, reason: str = "") 
 async def _close_engine(engines: Engines, draw_id: str, *, actor: str = "", reason: str = "") -> None:
     if await store.close_engine(engines, draw_id, actor=actor, reason=reason) != "missing":
         return
-    await register_room(engines, room_of(draw_id))
     async with engines.sql.read() as session:
         known_open = await _load(engines, session, draw_id)
     if known_open:

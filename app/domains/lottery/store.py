@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.ids import room_of
 from app.domains.lottery.tables import Draw, DrawEntry, DrawPrize, DrawWinner
-from app.storage.intake import outbox_key
+from app.storage.intake import outbox_key, register_room
 from app.storage.redis import Script
 from app.storage.work import Engines
 
@@ -53,6 +53,7 @@ async def load_engine(engines: Engines, draw: Draw, viewers: Sequence[str], now_
     """True when the engine did not have the draw. `viewers` are those whom SQL has as entrants."""
     closes_ms = round(draw.closes_at.timestamp() * 1000) if draw.closes_at else 0
     life_ms = max(0, closes_ms - now_ms) + engines.settings.hot_keys_ttl_s * 1000
+    await register_room(engines, room_of(draw.id), for_ms=life_ms)
     arguments = [closes_ms, life_ms, draw.keyword, draw.entrants_max, *viewers]
     return await _load(engines.sales, _keys(draw.id), arguments) == b"loaded"
 

@@ -250,3 +250,12 @@ async def test_loading_again_changes_nothing(engines: Engines) -> None:
         rows = await store.list_shares(session, envelope_id)
     assert not await store.load_engine(engines, envelope, rows, 0)
     assert (await grab(engines, envelope_id, "b")).position == 2
+
+
+async def test_every_hot_key_of_an_envelope_goes_in_time(engines: Engines) -> None:
+    envelope_id = await opened(engines, 100, 3)
+    for viewer in ("a", "b"):
+        await grab(engines, envelope_id, viewer)
+    keys = await engines.sales.keys("*:envelope:*")
+    assert len(keys) == 3
+    assert [key for key in keys if await engines.sales.pttl(key) <= 0] == []

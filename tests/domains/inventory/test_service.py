@@ -10,6 +10,7 @@ from app.core.errors import AppError
 from app.domains.inventory import service as inventory
 from app.domains.inventory import store
 from app.protocol.events import decode_event, event_type
+from app.storage.intake import list_rooms
 from app.storage.work import Engines
 from tests.support.auditor.stock import audit_stock
 from tests.support.runtime import TestRuntime
@@ -167,11 +168,70 @@ async def test_after_the_end_no_new_holds_but_running_ones_may_be_ordered(shelf:
     assert await inventory.stock_reading(engines, "room1") == {}
     runtime.advance(engines.settings.hot_keys_ttl_s * 1000 + 1)
     for _ in range(3):
-        await inventory.expire_sales(engines)
-        runtime.advance(engines.settings.hot_keys_ttl_s * 1000 + 1)
+        await pass_a_day(shelf, runtime)
     assert await inventory.read_stock(engines, "room1") == {}  # forgotten, holds and all
     books = await store.read_books(engines, "room1")
     assert (books.holds, books.counts, books.deadlines) == ({}, {}, {})
+
+
+async def pass_a_day(shelf: Shelf, runtime: TestRuntime) -> None:
+    runtime.advance(shelf.engines.settings.hot_keys_ttl_s * 1000 + 1)
+    await inventory.expire_sales(shelf.engines)
+    await shelf.intake()
+
+
+async def test_an_archived_session_is_forgotten_and_its_empty_room_with_it(shelf: Shelf, engines: Engines, runtime: TestRuntime) -> None:
+    offer = await shelf.offer()
+    sold = await shelf.order(offer)
+    await inventory.confirm_hold(engines, hold_id=sold, payment_id="room1-pay1", provider="sandbox", amount_minor=1990)
+    await shelf.intake()
+    await shelf.end()
+    for _ in range(4):
+        await pass_a_day(shelf, runtime)
+    assert await engines.sales.hgetall("{room1}:sessions") == {b"s:room1-show1": b"ended"}  # an old event could still come
+    assert await list_rooms(engines) == ["room1"]
+
+    await shelf.archive()
+    await shelf.archive()  # a repetition
+    await engines.sales.delete("{room1}:claim")  # its life is of the engine's clock
+    await inventory.expire_sales(engines)
+    assert await engines.sales.exists("{room1}:sessions")  # in time, not at once
+    await pass_a_day(shelf, runtime)
+    assert await list_rooms(engines) == []
+    assert [key for key in store.sales_keys("room1") if await engines.sales.exists(key)] == ["{room1}:outbox"]  # it remembers its last id
+
+    await shelf.offer(total=3)  # another show begins in the room
+    assert await list_rooms(engines) == ["room1"]
+
+
+async def test_a_session_that_was_archived_while_it_still_holds_stock_is_remembered(
+    shelf: Shelf, engines: Engines, runtime: TestRuntime
+) -> None:
+    prize = await shelf.reserve(await shelf.offer(), viewer="draw:1", escrow=True)
+    await shelf.end()
+    await shelf.archive()
+    for _ in range(3):
+        await pass_a_day(shelf, runtime)
+    assert await inventory.find_room_faults(engines, "room1") == []
+    assert (await inventory.release(engines, viewer_id="draw:1", hold_id=prize.hold or "")).outcome == "released"
+    await engines.sales.delete("{room1}:claim")
+    for _ in range(4):
+        await pass_a_day(shelf, runtime)
+    assert await list_rooms(engines) == []
+
+
+async def test_nothing_is_forgotten_that_sql_does_not_have(shelf: Shelf, engines: Engines, runtime: TestRuntime) -> None:
+    order = await shelf.order(await shelf.offer())
+    await shelf.end()
+    await shelf.archive()
+    for _ in range(4):
+        runtime.advance(engines.settings.hot_keys_ttl_s * 1000 + 1)
+        await inventory.expire_sales(engines)
+    assert await inventory.read_hold(engines, order)
+    await shelf.intake()
+    for _ in range(4):
+        await pass_a_day(shelf, runtime)
+    assert await inventory.read_hold(engines, order) is None
 
 
 async def test_frozen_rooms_keep_their_promises(shelf: Shelf, engines: Engines) -> None:
