@@ -102,6 +102,7 @@ TABLE: tuple[Row, ...] = (
     Row("POST", "/order/place", "VGMXHPO", {"hold": "{order}", "address": ADDRESS, "key": "k"}),
     Row("POST", "/order/cancel", "VGMXHPO", {"order": "{order}", "key": "k"}),
     Row("POST", "/order/pay", "VGMXHPO", {"order": "{order}", "key": "k"}),
+    Row("POST", "/order/set_address", "VGMXHPO", {"order": "{order}", "address": ADDRESS, "key": "k"}),
     Row("POST", "/order/get", "VGMXHPO", {"order": "{order}"}),
     Row("POST", "/order/list", "VGMXHPO", {}),
     Row("GET", "/rooms/{room_id}/orders", "HOS"),

@@ -173,6 +173,11 @@ class ReleaseOutcome(StrEnum):
 
 
 class Release(Request, frozen=True):
+    """The hold is its own idempotency record: however often and with whatever key it is released, the answer states what became of it.
+
+    A key says nothing here that the hold's id does not, so the same key may release several holds.
+    """
+
     hold: Id
     key: Key
 
@@ -226,6 +231,8 @@ class CancelOutcome(StrEnum):
 
 
 class OrderCancel(Request, frozen=True):
+    """The order is its own idempotency record, as the hold is of `Release`: the answer states what became of it, whatever the key."""
+
     order: Id
     key: Key
 
@@ -254,6 +261,26 @@ class OrderPaying(Reply, frozen=True):
     outcome: PayOutcome
     order: str
     payment: str | None = None
+
+
+class SetAddressOutcome(StrEnum):
+    SET = "set"
+    SHIPPED = "shipped"  # too late: it is on its way to the address before
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    REFUNDED = "refunded"
+    UNKNOWN = "unknown"  # no such order of this viewer
+
+
+class OrderSetAddress(Request, frozen=True):
+    order: Id
+    address: Address
+    key: Key
+
+
+class OrderAddressed(Reply, frozen=True):
+    outcome: SetAddressOutcome
+    order: str
 
 
 class OrderGet(Request, frozen=True):
@@ -287,6 +314,7 @@ class OrderView(Reply, frozen=True):
     tracking: str | None = None
     refunded_minor: int = 0
     reason: str = ""
+    has_address: bool = True  # false: a prize that waits for `order.set_address`
 
 
 class OrderPage(Reply, frozen=True):

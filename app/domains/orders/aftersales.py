@@ -1,4 +1,4 @@
-"""What happens to a paid order: shipped, refunded whole or in part, its units back on the shelf.
+"""What happens to an order besides paying it: its address, shipped, refunded whole or in part, its units back on the shelf.
 
 SQL decides here and the engine follows: a refund that restocks is a row first, and the units return through a reaction to the committed
 event, once a refund. All money moves are ledger transfers whose ids name the payment or refund.
@@ -6,25 +6,80 @@ event, once a refund. All money moves are ledger transfers whose ids name the pa
 
 from typing import Any
 
+import msgspec
+
 from app.core.errors import AppError
+from app.core.ids import derived_tail, room_of
 from app.domains.catalogue import service as catalogue
 from app.domains.inventory import service as inventory
 from app.domains.orders import store
-from app.domains.orders.rules import OrderState, RefundRefusal, automatic_refund_id, decide_refund
+from app.domains.orders.rules import OrderState, RefundRefusal, automatic_refund_id, decide_address, decide_refund
 from app.domains.orders.service import emit_changed, money_in
 from app.domains.orders.tables import Order
 from app.domains.wallet import service as wallet
 from app.domains.wallet.rules import Movement, TransferOutcome
-from app.protocol.codes import CONFLICT, INSUFFICIENT_FUNDS, NOT_FOUND
+from app.protocol.codes import CONFLICT, INSUFFICIENT_FUNDS, KEY_REUSED, NOT_FOUND
+from app.protocol.commands import OrderAddressed, OrderSetAddress, SetAddressOutcome
 from app.protocol.events import OrderChanged
-from app.storage.intake import OutboxEntry
-from app.storage.work import Work
+from app.storage.intake import OutboxEntry, take_in_room
+from app.storage.work import Engines, Work
+
+TAKE_IN_BATCHES_MAX = 20
 
 _REFUSALS = {
     RefundRefusal.NOT_PAID: "the order holds no payment that could go back",
     RefundRefusal.TOO_MUCH: "this is more than is left of the payment",
     RefundRefusal.TOO_MANY_UNITS: "these units are back on the shelf already",
 }
+
+
+async def set_address(engines: Engines, *, viewer_id: str, request: OrderSetAddress) -> OrderAddressed:
+    """Where to send an order that is not on its way yet. A prize has no address until its winner says so here.
+
+    A late retry of an earlier address must not undo a newer one, so the key is recorded with its answer, in the same transaction.
+    """
+    await _take_in(engines, request.order)
+    async with engines.work() as work:
+        order = await store.lock_order(work.session, request.order)
+        if order is None or order.viewer_id != viewer_id:
+            return OrderAddressed(outcome=SetAddressOutcome.UNKNOWN, order=request.order)
+        outcome = decide_address(OrderState(order.state))
+        before = await store.record_key(work.session, _key_row(work, viewer_id, request, outcome))
+        if before is not None:
+            if before[0] != _digest(request):
+                raise AppError(KEY_REUSED, "this key has already set another address or order; take a new key")
+            return OrderAddressed(outcome=SetAddressOutcome(before[1]), order=order.id)
+        if outcome is SetAddressOutcome.SET:
+            order.address = msgspec.to_builtins(request.address)
+            await work.session.flush()
+            emit_changed(work, order)
+        return OrderAddressed(outcome=outcome, order=order.id)
+
+
+async def _take_in(engines: Engines, order_id: str) -> None:
+    """The engine knows an order first: whoever changes its mind at once need not wait for the worker."""
+    async with engines.sql.read() as session:
+        known = await store.fetch_order(session, order_id)
+    if known is None and await inventory.read_hold(engines, order_id):
+        for _ in range(TAKE_IN_BATCHES_MAX):
+            if await take_in_room(engines, room_of(order_id)) < engines.settings.intake_batch_max:
+                return
+
+
+def _key_row(work: Work, viewer_id: str, request: OrderSetAddress, outcome: SetAddressOutcome) -> dict[str, Any]:
+    return {
+        "caller_id": viewer_id,
+        "key": f"order.set_address {request.key}",
+        "digest": _digest(request),
+        "status": 200,
+        "body": outcome.encode(),
+        "headers": {},
+        "created_at": work.now,
+    }
+
+
+def _digest(request: OrderSetAddress) -> str:
+    return derived_tail(request.order, *msgspec.to_builtins(request.address).values())
 
 
 async def ship(work: Work, order_id: str, *, carrier: str, tracking: str, by: str) -> Order:

@@ -14,6 +14,7 @@ from app.domains.orders.rules import OrderState
 from app.domains.orders.tables import Order
 from app.protocol.codes import NOT_FOUND
 from app.protocol.commands import (
+    OrderAddressed,
     OrderCancel,
     OrderCancelled,
     OrderGet,
@@ -23,6 +24,7 @@ from app.protocol.commands import (
     OrderPaying,
     OrderPlace,
     OrderPlaced,
+    OrderSetAddress,
     OrderView,
 )
 from app.rest.access import EnginesDep, check_right, public, require
@@ -48,6 +50,11 @@ async def cancel(engines: Engines, caller: Caller, request: OrderCancel) -> Orde
 async def pay(engines: Engines, caller: Caller, request: OrderPay) -> OrderPaying:
     check_right(caller, "order.place", scope(request.order, "order"))
     return await payments.pay(engines, viewer_id=caller.id, request=request)
+
+
+async def set_address(engines: Engines, caller: Caller, request: OrderSetAddress) -> OrderAddressed:
+    check_right(caller, "order.place", scope(request.order, "order"))
+    return await aftersales.set_address(engines, viewer_id=caller.id, request=request)
 
 
 async def get(engines: Engines, caller: Caller, request: OrderGet) -> OrderView:
@@ -183,7 +190,7 @@ _ADDRESS = {"name": "Lin", "phone": "13800000000", "region": "Fujian", "line": "
 DOMAIN = Domain(
     name="orders",
     rights={
-        "order.place": "order what one holds, cancel and pay it, and follow it",
+        "order.place": "order what one holds, cancel and pay it, say where to send it, and follow it",
         "order.view": "see a room's orders and stock",
         "order.fulfil": "ship and refund a room's orders",
     },
@@ -202,6 +209,15 @@ DOMAIN = Domain(
         ),
         Command(
             "order.pay", OrderPay, OrderPaying, pay, "order.place", "Pay an order", {"order": _ORDER, "key": _KEY, "method": "sandbox_ok"}
+        ),
+        Command(
+            "order.set_address",
+            OrderSetAddress,
+            OrderAddressed,
+            set_address,
+            "order.place",
+            "Say where to send an order of yours that is not on its way yet",
+            {"order": _ORDER, "address": _ADDRESS, "key": _KEY},
         ),
         Command("order.get", OrderGet, OrderView, get, "order.place", "One of your orders", {"order": _ORDER}),
         Command("order.list", OrderList, OrderPage, list_own, "order.place", "Your orders, newest first", {"limit": 20}),

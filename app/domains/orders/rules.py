@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from app.core.ids import derived_tail, room_of, scoped_id
 from app.domains.inventory.rules import HoldState, RoomBooks
-from app.protocol.commands import PayOutcome
+from app.protocol.commands import PayOutcome, SetAddressOutcome
 
 SIGNATURE_HEADER = "Jishi-Signature"
 
@@ -93,6 +93,23 @@ def decide_pay(state: OrderState) -> PayOutcome:
             return PayOutcome.EXPIRED
         case OrderState.REFUNDED:
             return PayOutcome.REFUNDED
+        case _:
+            assert_never(state)
+
+
+def decide_address(state: OrderState) -> SetAddressOutcome:
+    """Whether an order may still go somewhere else."""
+    match state:
+        case OrderState.PLACED | OrderState.PAID:
+            return SetAddressOutcome.SET
+        case OrderState.SHIPPED:
+            return SetAddressOutcome.SHIPPED
+        case OrderState.CANCELLED:
+            return SetAddressOutcome.CANCELLED
+        case OrderState.EXPIRED:
+            return SetAddressOutcome.EXPIRED
+        case OrderState.REFUNDED:
+            return SetAddressOutcome.REFUNDED
         case _:
             assert_never(state)
 

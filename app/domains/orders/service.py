@@ -137,6 +137,7 @@ def view_order(row: Order, state: OrderState | None = None) -> OrderView:
         tracking=row.tracking,
         refunded_minor=row.refunded_minor,
         reason=row.reason,
+        has_address=row.address is not None,
     )
 
 

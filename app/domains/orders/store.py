@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.domains.orders.rules import PAYABLE_STATES, OrderState
 from app.domains.orders.tables import Order, Payment, PaymentEvent, Refund, SandboxCharge
 from app.storage.bulk import BulkInsert
+from app.storage.tables import IdempotencyRecord
 
 _insert_orders = BulkInsert(
     Order,
@@ -36,6 +37,16 @@ async def lock_order(session: AsyncSession, order_id: str) -> Order | None:
 
 # The rows as they are now in SQL, without looking through all that the session knows for what the statement may have changed.
 _FRESH = {"synchronize_session": False, "populate_existing": True}
+
+
+async def record_key(session: AsyncSession, row: dict[str, Any]) -> tuple[str, str] | None:
+    """Digest and answer of the first command with this key; None when this is the first."""
+    if await session.scalar(insert(IdempotencyRecord).values(row).on_conflict_do_nothing().returning(IdempotencyRecord.key)):
+        return None
+    query = select(IdempotencyRecord.digest, IdempotencyRecord.body)
+    found = await session.execute(query.filter_by(caller_id=row["caller_id"], key=row["key"]))
+    digest, body = found.one()
+    return digest, body.decode()
 
 
 async def end_orders(session: AsyncSession, order_ids: Sequence[str], state: OrderState) -> list[Order]:

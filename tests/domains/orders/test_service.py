@@ -1,9 +1,11 @@
 """Orders from the hold to the parcel: what is answered, what SQL and the channels say, how money comes and goes."""
 
+import msgspec
 import pytest
 from sqlalchemy import text
 
 from app.core.errors import AppError
+from app.core.ids import scoped_id
 from app.domains.catalogue import service as catalogue
 from app.domains.inventory import service as inventory
 from app.domains.orders import aftersales, payments
@@ -11,7 +13,8 @@ from app.domains.orders import service as orders
 from app.domains.orders.tables import SandboxCharge
 from app.domains.wallet import service as wallet
 from app.protocol.channels import room_channel, staff_channel, user_channel
-from app.protocol.commands import OrderPay
+from app.protocol.codes import KEY_REUSED
+from app.protocol.commands import OrderAddressed, OrderPay, OrderSetAddress
 from app.protocol.events import OfferUpdated, decode_event, event_type
 from app.storage.work import Engines
 from tests.support.auditor.stock import audit_stock
@@ -267,6 +270,77 @@ async def test_a_prize_becomes_the_winners_order(shelf: Shelf, engines: Engines)
     assert order
     assert (order.name, order.amount_minor, order.state) == ("A tin of tea", 0, "paid")
     assert await audit_stock(engines, ["room1"]) == []
+
+
+async def test_the_winner_says_where_to_send_a_prize(shelf: Shelf, engines: Engines) -> None:
+    offer = await shelf.offer()
+    hold = (await shelf.reserve(offer, viewer="draw:1", escrow=True)).hold or ""
+    order_id = await orders.award_prize(engines, hold_id=hold, holder_id="draw:1", viewer_id="mei", prize_name="A tin")
+    assert (await address(engines, order_id, "draw:1")).outcome == "unknown"  # SQL has it by now
+    order = await orders.find_order(engines, order_id, "mei")
+    assert order and not order.has_address
+    assert (await address(engines, order_id, "mei", line="1 Hill Road")).outcome == "set"
+    order = await orders.find_order(engines, order_id, "mei")
+    assert order and order.has_address
+    assert ((await orders.fetch_order(engines, order_id)).address or {})["line"] == "1 Hill Road"
+    assert (await address(engines, scoped_id("room1", "nothing"), "mei")).outcome == "unknown"
+
+
+async def test_an_address_changes_until_the_order_is_shipped(shelf: Shelf, engines: Engines, runtime: TestRuntime) -> None:
+    order = await shelf.order(await shelf.offer())
+    assert (await address(engines, order, line="first")).outcome == "set"  # intake had not written the order
+    assert (await address(engines, order, line="second", key="a2")).outcome == "set"
+    assert (await address(engines, order, line="first")).outcome == "set"  # a late retry undoes nothing
+    assert ((await orders.fetch_order(engines, order)).address or {})["line"] == "second"
+    with pytest.raises(AppError) as reused:
+        await address(engines, order, line="third")
+    assert reused.value.code is KEY_REUSED
+    assert (await address(engines, order, "mei", key="a3")).outcome == "unknown"
+
+    attempt = await payments.pay(engines, viewer_id="lin", request=OrderPay(order=order, key="m1"))
+    assert await notify(engines, runtime, attempt.payment or "") == "paid"
+    await shelf.intake()
+    assert (await address(engines, order, line="third", key="a3")).outcome == "set"
+    async with engines.work() as work:
+        await aftersales.ship(work, order, carrier="SF", tracking="SF1", by="staff")
+    assert (await address(engines, order, line="fourth", key="a4")).outcome == "shipped"
+    assert (await address(engines, order, line="third", key="a3")).outcome == "set"  # what it was answered then
+    assert ((await orders.fetch_order(engines, order)).address or {})["line"] == "third"
+
+
+@pytest.mark.parametrize("outcome", ["cancelled", "expired"])
+async def test_an_order_that_ended_goes_nowhere(shelf: Shelf, engines: Engines, runtime: TestRuntime, outcome: str) -> None:
+    order = await shelf.order(await shelf.offer())
+    if outcome == "cancelled":
+        await orders.cancel(engines, viewer_id="lin", order_id=order)
+    else:
+        runtime.advance(engines.settings.payment_ttl_s * 1000 + 1)
+        await inventory.expire_sales(engines)
+    await shelf.intake()
+    assert (await address(engines, order)).outcome == outcome
+
+
+async def address(engines: Engines, order: str, viewer: str = "lin", *, line: str = "1 Hill Road", key: str = "a1") -> OrderAddressed:
+    request = OrderSetAddress(order=order, address=msgspec.structs.replace(ADDRESS, line=line), key=key)
+    return await aftersales.set_address(engines, viewer_id=viewer, request=request)
+
+
+async def test_many_orders_in_one_batch_come_out_as_one_by_one(shelf: Shelf, engines: Engines) -> None:
+    offer = await shelf.offer(total=100)
+    made = [await shelf.order(offer, f"v{number}") for number in range(30)]
+    for number, order in enumerate(made[:20]):
+        await inventory.confirm_hold(engines, hold_id=order, payment_id=f"room1-p{number}", provider="sandbox", amount_minor=1990)
+    for number, order in enumerate(made[20:], start=20):
+        await orders.cancel(engines, viewer_id=f"v{number}", order_id=order)
+    engines.settings.intake_batch_max = 1000
+    await shelf.intake()  # placed, paid and cancelled in one transaction
+    states = [(await orders.fetch_order(engines, order)).state for order in made]
+    assert states == ["paid"] * 20 + ["cancelled"] * 10
+    assert await orders.reconcile(engines) == []
+    async with engines.sql.read() as session:
+        assert await wallet.balance(session, "room:room1", "CNY") == 20 * 1990
+    assert await heard(engines, user_channel("v3")) == ["hold.placed", "order.placed", "order.paid"]
+    assert await heard(engines, user_channel("v25")) == ["hold.placed", "order.placed", "order.changed"]
 
 
 async def test_orders_are_listed_newest_first_in_pages(shelf: Shelf, engines: Engines, runtime: TestRuntime) -> None:
