@@ -4,40 +4,23 @@ Every failure is one line on stderr that says what to do, with exit code 1, or 2
 What is for other programs (a token, JSON) goes to stdout alone.
 """
 
-import asyncio
+# Only what every command needs stands here: a script that asks for a token a viewer must not wait for the web framework and the engines'
+# clients each time. The commands import what is theirs (hence the `noqa: PLC0415`); what they do in a running product is in desk.py.
 import json
 import os
-import re
-import secrets
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
-import uvloop
 from pydantic import ValidationError
-from redis.exceptions import RedisError
-from rich.console import Console
-from rich.table import Table as Grid
-from sqlalchemy.exc import SQLAlchemyError
 from typer.exceptions import Abort, TyperException
 
-from app.composition import build_registry
 from app.core.errors import AppError, SetupError
-from app.core.logs import configure_logs
-from app.core.money import format_minor
 from app.core.runtime import Runtime
 from app.core.settings import DEMO_SECRET, Settings
-from app.domains.accounts import service as accounts
-from app.domains.analytics import service as analytics
-from app.domains.catalogue.service import OfferDraft
-from app.domains.orders import service as orders
-from app.domains.rooms import service as rooms
 from app.storage.data_dir import find_product
-from app.storage.work import Engines, Work
-
-Result = TypeVar("Result")
 
 app = typer.Typer(
     help="A self-hosted backend for live commerce.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -48,6 +31,7 @@ app.add_typer(room_app, name="room")
 DataDir = Annotated[Path, typer.Option("--data-dir", envvar="JISHI_DATA_DIR", help="Where the product keeps its data and run.json.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")]
 DATA_DIR = Path(".jishi")
+TTL_S_MAX = 10 * 366 * 86400  # a token cannot be taken back: one that outlives the product helps nobody
 
 
 @app.command()
@@ -58,7 +42,9 @@ def up(
     no_demo: Annotated[bool, typer.Option("--no-demo", help="Start with an empty product.")] = False,
 ) -> None:
     """Start the whole product on this machine, with its engines, and keep it running."""
-    from app.supervisor import Supervisor  # noqa: PLC0415 - only here: the other commands start faster without it
+    from rich.console import Console  # noqa: PLC0415
+
+    from app.supervisor import Supervisor  # noqa: PLC0415
 
     settings = _read_settings(data_dir, **({} if port is None else {"port": port}))
     count = web or max(1, min(4, os.cpu_count() or 1))
@@ -71,7 +57,7 @@ def serve(
     fd: Annotated[int | None, typer.Option(hidden=True, help="A listening socket inherited from `jishi up`.")] = None,
 ) -> None:
     """Run one web process: websockets, REST, pages."""
-    from app.serve import serve as run  # noqa: PLC0415 - as above
+    from app.serve import serve as run  # noqa: PLC0415
 
     settings = find_product(_read_settings(data_dir))
     settings.check_engines()
@@ -82,7 +68,10 @@ def serve(
 @app.command()
 def worker(data_dir: DataDir = DATA_DIR) -> None:
     """Run one worker: intake to SQL, deadlines, projections, webhooks."""
-    from app.worker import run_worker  # noqa: PLC0415 - as above
+    import uvloop  # noqa: PLC0415
+
+    from app.core.logs import configure_logs  # noqa: PLC0415
+    from app.worker import run_worker  # noqa: PLC0415
 
     settings = find_product(_read_settings(data_dir))
     settings.check_engines()
@@ -93,7 +82,7 @@ def worker(data_dir: DataDir = DATA_DIR) -> None:
 @app.command()
 def migrate(data_dir: DataDir = DATA_DIR) -> None:
     """Bring the tables to this version. Several at once wait for each other."""
-    from app.supervisor import prepare_schema  # noqa: PLC0415 - as above
+    from app.supervisor import prepare_schema  # noqa: PLC0415
 
     settings = find_product(_read_settings(data_dir))
     if not settings.database_url:
@@ -106,14 +95,16 @@ def token(
     viewer: Annotated[str, typer.Option(help="Who: the subject of the token, your own id of the viewer.")],
     name: Annotated[str, typer.Option(help="The name that others see. [default: the viewer]", show_default=False)] = "",
     role: Annotated[list[str] | None, typer.Option(help="A staff role, as `operator` or `host@ROOM`; may be repeated.")] = None,
-    ttl: Annotated[int | None, typer.Option(help="Seconds until it ends. [default: 12 hours]", min=1, show_default=False)] = None,
+    ttl: Annotated[int | None, typer.Option(help="Seconds it lasts. [default: 12 hours]", min=1, max=TTL_S_MAX, show_default=False)] = None,
     data_dir: DataDir = DATA_DIR,
 ) -> None:
     """Print a token for a viewer or a member of staff, and nothing else."""
+    from app.domains.accounts.tokens import make_token  # noqa: PLC0415
+
     settings = find_product(_read_settings(data_dir))
     _check_secret(settings)
     ttl_s = ttl or settings.token_ttl_s
-    made = accounts.make_token(settings, subject=viewer, name=name or viewer, roles=role or (), ttl_s=ttl_s, now_ms=Runtime().now_ms())
+    made = make_token(settings, subject=viewer, name=name or viewer, roles=role or (), ttl_s=ttl_s, now_ms=Runtime().now_ms())
     typer.echo(made)
 
 
@@ -125,15 +116,12 @@ def open_room(
     data_dir: DataDir = DATA_DIR,
 ) -> None:
     """Create a host, a room, a session and its offers, and go live."""
-    drafts = [parse_offer(text) for text in offer]
+    from app import desk  # noqa: PLC0415
+
+    drafts = [desk.parse_offer(text) for text in offer]
     settings = find_product(_read_settings(data_dir))
     _check_secret(settings)
-
-    async def run(engines: Engines) -> dict[str, Any]:
-        async with engines.work() as work:
-            return await _open_room(work, title, drafts)
-
-    opened = _with_engines(settings, run)
+    opened = desk.open_room(settings, title, drafts)
     if as_json:
         typer.echo(json.dumps(opened, ensure_ascii=False))
         return
@@ -146,12 +134,12 @@ def open_room(
 @app.command()
 def report(session: Annotated[str, typer.Argument(help="Id of a session.")], as_json: AsJson = False, data_dir: DataDir = DATA_DIR) -> None:
     """Print the figures of a session: the summary, or with --json the whole report."""
-    settings = find_product(_read_settings(data_dir))
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table as Grid  # noqa: PLC0415
 
-    async def run(engines: Engines) -> dict[str, Any]:
-        return await analytics.report(engines, session)
+    from app import desk  # noqa: PLC0415
 
-    figures = _with_engines(settings, run)
+    figures = desk.report(find_product(_read_settings(data_dir)), session)
     if as_json:
         typer.echo(json.dumps(figures, ensure_ascii=False, default=str))
         return
@@ -164,8 +152,9 @@ def report(session: Annotated[str, typer.Argument(help="Id of a session.")], as_
 @app.command()
 def reconcile(data_dir: DataDir = DATA_DIR) -> None:
     """Compare both engines, room by room, and say what differs. Exit code 1 when anything does."""
-    settings = find_product(_read_settings(data_dir))
-    differences = _with_engines(settings, orders.reconcile)
+    from app import desk  # noqa: PLC0415
+
+    differences = desk.reconcile(find_product(_read_settings(data_dir)))
     for line in differences:
         typer.echo(line)
     if differences:
@@ -173,33 +162,9 @@ def reconcile(data_dir: DataDir = DATA_DIR) -> None:
     typer.echo("both engines agree")
 
 
-_OFFER = re.compile(r"(?P<name>.+?):(?P<price>\d{1,13}):(?P<stock>\d{1,9})(?::(?P<limit>\d{1,9}))?")
-
-
-def parse_offer(text: str) -> OfferDraft:
-    """`"Rice 5 kg:4990:100:2"`. The name may hold colons: the numbers are read from the end."""
-    match = _OFFER.fullmatch(text)
-    if match is None:
-        raise typer.BadParameter(f'{text!r} is not NAME:PRICE_MINOR:STOCK[:LIMIT], for instance "Rice 5 kg:4990:100:2"')
-    limit = int(match["limit"] or 0)
-    return OfferDraft(name=match["name"].strip(), price_minor=int(match["price"]), total=int(match["stock"]), limit_per_viewer=limit)
-
-
-async def _open_room(work: Work, title: str, drafts: Sequence[OfferDraft]) -> dict[str, Any]:
-    room = await rooms.create_room(work, title=title, host_name=title)
-    login = f"host-{room.id}"
-    host = await accounts.create_staff(work, login=login, password=secrets.token_urlsafe(24), name=title, grants=[("host", room.id)])
-    session = await rooms.create_session(work, room.id, title=title, by=host.id)
-    offers = [await rooms.list_offer(work, session.id, draft, host.id) for draft in drafts]
-    await rooms.go_live(work, session.id, host.id)
-    settings = work.engines.settings
-    roles = [f"host@{room.id}"]
-    made = accounts.make_token(settings, subject=host.id, name=title, roles=roles, ttl_s=settings.token_ttl_s, now_ms=work.now_ms)
-    listed = [{"id": offer.id, "name": offer.name} for offer in offers]
-    return {"room": room.id, "session": session.id, "offers": listed, "host_token": made}
-
-
 def _figure(key: str, value: Any, currency: str) -> str:
+    from app.core.money import format_minor  # noqa: PLC0415
+
     return format_minor(value, currency) if key.endswith("_minor") and isinstance(value, int) else str(value)
 
 
@@ -219,31 +184,28 @@ def _check_secret(settings: Settings) -> None:
         raise SetupError(f"no token secret in {settings.data_dir}: run `jishi up` there first, or set JISHI_TOKEN_SECRET")
 
 
-def _with_engines(settings: Settings, run: Callable[[Engines], Awaitable[Result]]) -> Result:
-    settings.check_engines()
-    engines = Engines.connect(settings, Runtime(), build_registry())
-
-    async def connected() -> Result:
-        try:
-            return await run(engines)
-        finally:
-            await engines.close()
-
-    return asyncio.run(connected())
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result = app(args=None if arguments is None else list(arguments), prog_name="jishi", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except TyperException as failure:
-        return _fail(f"{failure.format_message()} (see `jishi --help`)", failure.exit_code)
+        text = failure.format_message()  # empty when the help was shown for want of a command
+        return _fail(f"{text} (see `jishi --help`)", failure.exit_code) if text else failure.exit_code
     except (SetupError, AppError) as failure:
         return _fail(str(failure))
-    except (RedisError, SQLAlchemyError, OSError) as failure:
-        return _fail(f"an engine is out of reach or refused: {_first_line(failure)}; check REDIS_URL and DATABASE_URL, or run `jishi up`")
     except (KeyboardInterrupt, Abort):
         return 130
+    except Exception as failure:  # the engines' clients are not imported here: whether it is one of theirs is asked when it happens
+        if not _is_of_an_engine(failure):
+            raise
+        return _fail(f"an engine is out of reach or refused: {_first_line(failure)}; check REDIS_URL and DATABASE_URL, or run `jishi up`")
+
+
+def _is_of_an_engine(failure: Exception) -> bool:
+    from redis.exceptions import RedisError  # noqa: PLC0415
+    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+
+    return isinstance(failure, RedisError | SQLAlchemyError | OSError)
 
 
 def _fail(reason: str, code: int = 1) -> int:

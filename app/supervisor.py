@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 from types import FrameType
 from typing import IO
 
@@ -130,6 +131,7 @@ class Supervisor:
         self.stop_asked += 1
 
     def run(self) -> None:
+        self.settings.check_engine_urls()
         with locked(self.data_dir):
             old = {number: signal.signal(number, self.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
             try:
@@ -274,7 +276,9 @@ class Supervisor:
         grid.add_row("Metrics", f"{self.url}/metrics")
         grid.add_row("Data", f"{self.data_dir}   logs in {self.data_dir / 'logs'}")
         if not demo_runs:
-            grid.add_row("Next", f'jishi room open --title "First show" --offer "Rice 5 kg:4990:100" --data-dir {self.data_dir}')
+            grid.add_row(
+                "Next", f'jishi room open --title "First show" --offer "Rice 5 kg:4990:100" --data-dir {quote(str(self.data_dir))}'
+            )
         grid.add_row("Stop", "Ctrl-C")
         self.console.print(Panel(grid, title="Jishi is open", expand=False), highlight=False, soft_wrap=True)
 

@@ -170,6 +170,19 @@ class Settings(BaseSettings):
             raise SetupError(
                 f"{' and '.join(missing)} not set, and no running product found in {self.data_dir}: set them, or run `jishi up`"
             )
+        self.check_engine_urls()
+
+    def check_engine_urls(self) -> None:
+        """An address that no client of ours can use is a mistake of the operator, to be told before anything starts."""
+        redis, sql = ("redis", "rediss", "unix"), ("postgresql", "postgres", "postgresql+asyncpg")
+        urls = (
+            ("REDIS_URL", self.redis_url, redis),
+            ("FANOUT_REDIS_URL", self.fanout_redis_url, redis),
+            ("DATABASE_URL", self.database_url, sql),
+        )
+        for name, url, schemes in urls:
+            if url and url.partition("://")[0] not in schemes:
+                raise SetupError(f"{name} must begin with {' or '.join(f'{scheme}://' for scheme in schemes[:2])}")
 
 
 def split_words(text: str) -> list[str]:

@@ -8,7 +8,8 @@ from pathlib import Path
 import jwt
 import pytest
 
-from app.cli import main, parse_offer
+from app.cli import main
+from app.desk import parse_offer
 
 SECRET = "a-secret-of-these-tests-that-is-long-enough"
 
@@ -121,3 +122,35 @@ def test_everything_has_help(arguments: list[str], capsys: pytest.CaptureFixture
 def test_offers_are_read_from_their_end(text: str, name: str, price_minor: int, total: int, limit: int) -> None:
     draft = parse_offer(text)
     assert (draft.name, draft.price_minor, draft.total, draft.limit_per_viewer) == (name, price_minor, total, limit)
+
+
+def test_a_token_costs_no_engine_client_and_no_web_framework() -> None:
+    """Scripts ask for one a viewer: what it need not load, it does not."""
+    heavy = ("fastapi", "sqlalchemy", "redis", "uvicorn", "httpx2", "app.composition")
+    program = (
+        "import sys; from app.cli import main; code = main(['token', '--viewer', 'lin']);"
+        f"print([name for name in {heavy!r} if name in sys.modules], file=sys.stderr); sys.exit(code)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ended.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize("ttl", ["0", "99999999999999999999"])
+def test_a_token_ends_within_reason(ttl: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["token", "--viewer", "lin", "--ttl", ttl]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+
+
+@pytest.mark.parametrize(("name", "value"), [("REDIS_URL", "http://x"), ("REDIS_URL", "nonsense"), ("DATABASE_URL", "mysql://x")])
+def test_an_engine_of_another_kind_is_told_in_one_line(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://127.0.0.1:1/x")
+    monkeypatch.setenv(name, value)
+    for command in (["reconcile"], ["serve"], ["worker"], ["up", "--no-demo"]):
+        assert main(command) == 1
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        assert name in err

@@ -18,9 +18,8 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx2
 import jwt
 import msgspec
 import structlog
@@ -32,7 +31,9 @@ from app.core.settings import COMPANY_ALGORITHMS, Settings, split_words
 from app.domains.accounts import rules
 from app.domains.accounts.rules import Identity
 from app.protocol.codes import BAD_REQUEST, SERVICE_UNAVAILABLE, TOKEN_EXPIRED, UNAUTHORIZED
-from app.storage.work import Engines
+
+if TYPE_CHECKING:  # `jishi token` makes tokens and needs no engine
+    from app.storage.work import Engines
 
 SHARED_ALGORITHM = "HS256"
 TOKEN_BYTES_MAX = 8 * 1024
@@ -59,7 +60,7 @@ log = structlog.get_logger()
 # --- authenticate and make ----------------------------------------------------------------------------------------------------------
 
 
-async def authenticate(engines: Engines, token: str) -> Caller:
+async def authenticate(engines: "Engines", token: str) -> Caller:
     """The caller of a signed token. Raises AppError `unauthorized` or `token_expired`; `service_unavailable` when the key that it names
     could not be looked for."""
     if len(token) > TOKEN_BYTES_MAX:
@@ -84,7 +85,7 @@ class Trust:
     audience: str = ""
 
 
-async def _trust_for(engines: Engines, token: str) -> Trust:
+async def _trust_for(engines: "Engines", token: str) -> Trust:
     settings = engines.settings
     if settings.jwks_url:
         algorithm, key_id = _read_header(token.partition(".")[0])
@@ -178,11 +179,11 @@ class KeySet:
     begun_ms: float = -math.inf
 
 
-def _key_set(engines: Engines) -> KeySet:
+def _key_set(engines: "Engines") -> KeySet:
     return engines.local.setdefault("accounts.key_set", KeySet())
 
 
-async def _find_key(engines: Engines, algorithm: str, key_id: str | None) -> CompanyKey:
+async def _find_key(engines: "Engines", algorithm: str, key_id: str | None) -> CompanyKey:
     """Looks again when the key is not at hand: the company may have begun to use a new one."""
     known = _key_set(engines)
     key = choose_key(known.keys or (), algorithm, key_id)
@@ -212,14 +213,14 @@ def choose_key(keys: Iterable[CompanyKey], algorithm: str, key_id: str | None) -
     raise AppError(UNAUTHORIZED, f"the token says {algorithm}, but the key that it names is of another type")
 
 
-async def _look_again(engines: Engines, known: KeySet) -> bool:
+async def _look_again(engines: "Engines", known: KeySet) -> bool:
     """Whether the set was fetched on behalf of this call. Not when it failed, or was done so shortly before that it must wait."""
     if known.fetch is None and engines.runtime.monotonic_ms() - known.begun_ms < FETCH_GAP_MS:
         return False
     return await _fetch(engines, known)
 
 
-async def _fetch(engines: Engines, known: KeySet) -> bool:
+async def _fetch(engines: "Engines", known: KeySet) -> bool:
     """Joins the fetch that is under way or begins one, which goes on when this caller leaves."""
     if known.fetch is None or known.fetch.done():
         known.begun_ms = engines.runtime.monotonic_ms()
@@ -245,6 +246,8 @@ async def _refresh(settings: Settings, known: KeySet) -> bool:
 
 
 async def _download(settings: Settings) -> bytes:
+    import httpx2  # noqa: PLC0415 - only where keys are fetched; `jishi token` starts in half the time without it
+
     # Neither the environment's proxies nor a redirect decide where keys come from.
     async with httpx2.AsyncClient(timeout=settings.jwks_timeout_s, follow_redirects=False, trust_env=False, verify=_tls()) as client:
         headers = {"accept": "application/json", "accept-encoding": "identity"}
@@ -317,7 +320,7 @@ def _load_key(key_id: str | None, algorithm: str, public: dict[str, Any]) -> Com
 
 
 @asynccontextmanager
-async def keeping_keys_fresh(engines: Engines) -> AsyncGenerator[None]:
+async def keeping_keys_fresh(engines: "Engines") -> AsyncGenerator[None]:
     """Fetches the keys now and then, in the background; nothing when the settings name no URL. Start-up does not wait for the first."""
     if not engines.settings.jwks_url:
         yield
@@ -333,7 +336,7 @@ async def keeping_keys_fresh(engines: Engines) -> AsyncGenerator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _keep_keys_fresh(engines: Engines) -> None:
+async def _keep_keys_fresh(engines: "Engines") -> None:
     refresh_s = engines.settings.jwks_refresh_s
     while True:
         fetched = await _fetch(engines, _key_set(engines))

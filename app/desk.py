@@ -1,0 +1,81 @@
+"""What the command line does in a running product: open a room, read a report, compare the engines.
+
+Each call connects to the engines, does one thing and disconnects. Apart from cli.py, so that commands which need no engine load none.
+"""
+
+import asyncio
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import typer
+
+from app.composition import build_registry
+from app.core.runtime import Runtime
+from app.core.settings import Settings
+from app.domains.accounts import service as accounts
+from app.domains.analytics import service as analytics
+from app.domains.catalogue.service import OfferDraft
+from app.domains.orders import service as orders
+from app.domains.rooms import service as rooms
+from app.storage.work import Engines, Work
+
+Result = TypeVar("Result")
+
+_OFFER = re.compile(r"(?P<name>.+?):(?P<price>\d{1,13}):(?P<stock>\d{1,9})(?::(?P<limit>\d{1,9}))?")
+
+
+def parse_offer(text: str) -> OfferDraft:
+    """`"Rice 5 kg:4990:100:2"`. The name may hold colons: the numbers are read from the end."""
+    match = _OFFER.fullmatch(text)
+    if match is None:
+        raise typer.BadParameter(f'{text!r} is not NAME:PRICE_MINOR:STOCK[:LIMIT], for instance "Rice 5 kg:4990:100:2"')
+    limit = int(match["limit"] or 0)
+    return OfferDraft(name=match["name"].strip(), price_minor=int(match["price"]), total=int(match["stock"]), limit_per_viewer=limit)
+
+
+def open_room(settings: Settings, title: str, drafts: Sequence[OfferDraft]) -> dict[str, Any]:
+    """A room that is live, with a host of its own: ids, and the host's token."""
+
+    async def run(engines: Engines) -> dict[str, Any]:
+        async with engines.work() as work:
+            return await _open_room(work, title, drafts)
+
+    return _with_engines(settings, run)
+
+
+def report(settings: Settings, session_id: str) -> dict[str, Any]:
+    return _with_engines(settings, lambda engines: analytics.report(engines, session_id))
+
+
+def reconcile(settings: Settings) -> list[str]:
+    """What differs between the engines, one sentence each."""
+    return _with_engines(settings, orders.reconcile)
+
+
+async def _open_room(work: Work, title: str, drafts: Sequence[OfferDraft]) -> dict[str, Any]:
+    room = await rooms.create_room(work, title=title, host_name=title)
+    login = f"host-{room.id}"
+    host = await accounts.create_staff(work, login=login, password=secrets.token_urlsafe(24), name=title, grants=[("host", room.id)])
+    session = await rooms.create_session(work, room.id, title=title, by=host.id)
+    offers = [await rooms.list_offer(work, session.id, draft, host.id) for draft in drafts]
+    await rooms.go_live(work, session.id, host.id)
+    settings = work.engines.settings
+    roles = [f"host@{room.id}"]
+    made = accounts.make_token(settings, subject=host.id, name=title, roles=roles, ttl_s=settings.token_ttl_s, now_ms=work.now_ms)
+    listed = [{"id": offer.id, "name": offer.name} for offer in offers]
+    return {"room": room.id, "session": session.id, "offers": listed, "host_token": made}
+
+
+def _with_engines(settings: Settings, run: Callable[[Engines], Awaitable[Result]]) -> Result:
+    settings.check_engines()
+    engines = Engines.connect(settings, Runtime(), build_registry())
+
+    async def connected() -> Result:
+        try:
+            return await run(engines)
+        finally:
+            await engines.close()
+
+    return asyncio.run(connected())
