@@ -12,6 +12,7 @@ import msgspec
 from app.core.caller import Caller
 from app.core.errors import AppError
 from app.core.metrics import DELIVERIES, RECOVERIES, SUBSCRIPTIONS
+from app.domains.chat.service import without_deleted
 from app.gateway.connection import Connection
 from app.gateway.hub import Hub
 from app.gateway.recovery import recover
@@ -89,10 +90,15 @@ async def read_start(hub: Hub, feed: Feed, request: SubscribeRequest) -> Start:
 
 async def _recover(hub: Hub, feed: Feed, since: Position) -> Start | None:
     """One read of the engine for all who come back to the same place."""
-    name = feed.channel.name
-    history, top = await feed.reads.get(since.offset, lambda: hub.engines.streams.history(name, since_offset=since.offset))
+    channel = feed.channel
+    history, top = await feed.reads.get(since.offset, lambda: _read_history(hub.engines, channel.kind, channel.name, since.offset))
     missed = recover(since, history, top)
     return None if missed is None else Start(top, missed)
+
+
+async def _read_history(engines: Engines, kind: Kind, channel: str, since_offset: int) -> tuple[list[Delivered], Position]:
+    publications, top = await engines.streams.history(channel, since_offset=since_offset)
+    return (await without_deleted(engines, publications) if kind is Kind.CHAT else publications), top
 
 
 async def _read_snapshot(engines: Engines, channel: str, room_id: str) -> tuple[Position, bytes]:
@@ -150,7 +156,7 @@ async def read_history(hub: Hub, connection: Connection, request: HistoryRequest
     await _admit_to_read(hub, connection.caller, kind, name)
     since = request.since
     ahead = since.offset if since is not None and not request.reverse else 0
-    publications, top = await hub.engines.streams.history(request.channel, since_offset=ahead)
+    publications, top = await _read_history(hub.engines, kind, request.channel, ahead)
     if since is not None and since.epoch and since.epoch != top.epoch:
         raise AppError(codes.UNRECOVERABLE_POSITION, "the stream has begun anew since then")
     if request.reverse:

@@ -12,7 +12,10 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from app.core.errors import AppError
+from app.domains.chat.store import hide_message
 from app.protocol.codes import SERVICE_UNAVAILABLE
+from app.protocol.commands import ChatLine
+from app.protocol.events import ChatMessage, encode_event
 from app.storage.work import Engines
 from tests.gateway.conftest import Node, Nodes, Stage
 from tests.support.clients import RawClient, raw_client
@@ -209,6 +212,25 @@ async def test_a_ban_reaches_a_viewer_who_is_only_coming_in(node: Node, stage: S
         messages, code, _ = await until_closed(connection)
         stage.gate.set()
     assert (len(messages), code) == (1, 3507)
+
+
+async def test_a_deleted_line_is_not_handed_out_again(node: Node, engines: Engines, token: Any) -> None:
+    lines = [
+        ChatLine(id=f"r1-{number}", viewer="bob", name="Bob", text=f"line {number}", at="2025-06-15T15:06:40.000Z") for number in (1, 2, 3)
+    ]
+    async with raw_client(node.http, token("ann")) as client:
+        epoch = (await client.command(history={"channel": "chat:r1"}))["history"]["epoch"]
+        for line in lines:
+            await engines.streams.publish("chat:r1", encode_event(ChatMessage(at=line.at, message=line)))
+        await hide_message(engines, "r1", "r1-2")
+        recovered = (await client.command(subscribe={"channel": "chat:r1", "recover": True, "offset": 0, "epoch": epoch}))["subscribe"]
+        read = (await client.command(history={"channel": "chat:r1", "limit": -1}))["history"]
+    assert recovered["recovered"]
+    for answer in (recovered, read):
+        assert [one["offset"] for one in answer["publications"]] == [1, 2, 3], "a client sees no gap"
+        assert [one["data"]["type"] for one in answer["publications"]] == ["chat.sent", "chat.deleted", "chat.sent"]
+        assert answer["publications"][1]["data"]["message"] == "r1-2"
+        assert "line 2" not in json.dumps(answer)
 
 
 async def test_a_token_for_other_rooms_does_not_open_this_one(node: Node, token: Any) -> None:

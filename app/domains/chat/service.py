@@ -46,6 +46,7 @@ from app.protocol.events import (
     decode_event,
     encode_event,
 )
+from app.storage.streams import Delivered
 from app.storage.work import Engines, Work
 
 ADMIT_ATTEMPTS_MAX = 3
@@ -219,6 +220,23 @@ async def history(engines: Engines, room_id: str, limit: int) -> ChatLines:
         if isinstance(event, ChatMessage) and event.message.id not in hidden:
             lines.append(event.message)
     return ChatLines(messages=lines[-limit:])
+
+
+async def without_deleted(engines: Engines, publications: list[Delivered]) -> list[Delivered]:
+    """A chat channel's publications as they may be handed out again: in the place of a line that was deleted since, its deletion.
+
+    In its place, so that offsets run on without a gap; the stream itself stays as it was said.
+    """
+    hidden = await store.hidden_messages(engines, publications[0].channel.partition(":")[2]) if publications else set[str]()
+    return [_if_not_hidden(publication, hidden) for publication in publications] if hidden else publications
+
+
+def _if_not_hidden(publication: Delivered, hidden: set[str]) -> Delivered:
+    event = decode_event(publication.data)
+    if not isinstance(event, ChatMessage) or event.message.id not in hidden:
+        return publication
+    deleted = ChatDeleted(at=event.at, message=event.message.id, viewer=event.message.viewer)
+    return publication._replace(data=encode_event(deleted))
 
 
 async def said(engines: Engines, room_id: str) -> int:
