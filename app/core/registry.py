@@ -32,7 +32,8 @@ class Command:
 
 # async (engines, room_id) -> value that msgspec can encode
 SnapshotPart = Callable[[Any, str], Awaitable[Any]]
-# async (work, entries) -> None; entries of one type, in stream order, all in one SQL transaction
+# async (work, entries) -> None; all of a batch in one SQL transaction. A domain gets its entries in stream order; those that follow each
+# other and have the same handler come in one call
 IntakeHandler = Callable[[Any, list[Any]], Awaitable[None]]
 # async (work, room_id, events) -> None; may see the same event twice, so must be idempotent by id. A domain gets its events in order;
 # those that follow each other and have the same reaction come in one call, so a domain whose types must be in order gives them one

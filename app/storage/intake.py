@@ -1,12 +1,13 @@
 """From the engine's outbox to SQL.
 
 A script that changes a room's stock appends to `{room}:outbox` in the same atomic step: `XADD <key> * t <type> d <json>`.
-Intake reads a batch in order and runs the registered handlers in one SQL transaction that also moves the room's progress mark;
+Intake reads a batch and runs each domain's handlers, in stream order, in one SQL transaction that also moves the room's progress mark;
 then it deletes the entries. Killed anywhere, it reads again, and the mark skips what SQL already has: each entry has exactly one
 effect. Two workers on one room wait for each other at the mark's row lock.
 An entry that keeps failing is set aside as a dead letter and does not block the rest.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -87,16 +88,25 @@ async def take_in_room(engines: Engines, room_id: str) -> int:
 
 
 async def _take_in(engines: Engines, room_id: str, entries: Sequence[OutboxEntry]) -> None:
-    """One transaction: the mark, the handlers (runs of one type, in order), the events they emit."""
+    """One transaction: the mark, the handlers, the events they emit."""
     async with engines.work() as work:
         fresh = await _advance(work, room_id, entries)
-        for entry_type, run in groupby(fresh, key=lambda entry: entry.type):
-            handler = engines.registry.intake.get(entry_type)
-            if handler is None:
-                raise ValueError(f"no intake handler for {entry_type!r}")
-            members = list(run)
-            await handler(work, members)
-            INTAKE_ENTRIES.labels(entry_type).inc(len(members))
+        await _hand_out(work, fresh)
+    for entry_type, count in Counter(entry.type for entry in fresh).items():
+        INTAKE_ENTRIES.labels(entry_type).inc(count)
+
+
+async def _hand_out(work: Work, entries: Sequence[OutboxEntry]) -> None:
+    """Each domain gets its entries in order, those in a row that have one handler in one call. Domains do not see each other's."""
+    registry = work.engines.registry
+    unknown = {entry.type for entry in entries} - registry.intake.keys()
+    if unknown:
+        raise ValueError(f"no intake handler for {', '.join(sorted(unknown))}")
+    for domain in registry.domains.values():
+        handlers = domain.intake
+        concerned = [entry for entry in entries if entry.type in handlers]
+        for handler, run in groupby(concerned, key=lambda entry: handlers[entry.type]):
+            await handler(work, list(run))
 
 
 async def _advance(work: Work, room_id: str, entries: Sequence[OutboxEntry]) -> list[OutboxEntry]:

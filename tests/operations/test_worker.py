@@ -5,6 +5,7 @@ import json
 
 from prometheus_client import REGISTRY
 
+from app.core.registry import Domain, Registry
 from app.protocol.channels import room_channel
 from app.protocol.events import NoticePinned
 from app.storage.intake import outbox_key, register_room
@@ -61,7 +62,7 @@ async def test_intake_empties_the_outboxes_of_all_its_rooms(engines: Engines) ->
     async def handler(_: Work, entries: list[object]) -> None:
         taken.extend((entry.room_id, entry.data["n"]) for entry in entries)  # type: ignore[attr-defined]  # OutboxEntry
 
-    engines.registry.intake["test.counted"] = handler
+    engines.registry = Registry.of([Domain("test", intake={"test.counted": handler})])
     rooms = [f"room{number}" for number in range(20)]
     for room in rooms:
         await register_room(engines, room)

@@ -4,6 +4,7 @@ SQL decides here and the engine follows: a refund that restocks is a row first, 
 event, once a refund. All money moves are ledger transfers whose ids name the payment or refund.
 """
 
+from itertools import groupby
 from typing import Any
 
 import msgspec
@@ -14,7 +15,7 @@ from app.domains.catalogue import service as catalogue
 from app.domains.inventory import service as inventory
 from app.domains.orders import store
 from app.domains.orders.rules import OrderState, RefundRefusal, automatic_refund_id, decide_address, decide_refund
-from app.domains.orders.service import emit_changed, money_in
+from app.domains.orders.service import emit_changed, money_in, take_in_awarded, take_in_ended, take_in_paid, take_in_placed
 from app.domains.orders.tables import Order
 from app.domains.wallet import service as wallet
 from app.domains.wallet.rules import Movement, TransferOutcome
@@ -176,6 +177,18 @@ async def _locked(work: Work, order_id: str) -> Order:
     if order is None:
         raise AppError(NOT_FOUND, f"there is no order {order_id}")
     return order
+
+
+async def take_in_orders(work: Work, entries: list[OutboxEntry]) -> None:
+    """An order begins before all else that becomes of it, so the beginnings of a batch go first; the rest keeps its order."""
+    for kind, take_in in (("order.placed", take_in_placed), ("order.awarded", take_in_awarded)):
+        begun = [entry for entry in entries if entry.type == kind]
+        if begun:
+            await take_in(work, begun)
+    steps = {"order.paid": take_in_paid, "order.ended": take_in_ended, "order.refund_due": take_in_refund_due}
+    later = [entry for entry in entries if entry.type in steps]
+    for kind, run in groupby(later, key=lambda entry: entry.type):
+        await steps[kind](work, list(run))
 
 
 async def take_in_refund_due(work: Work, entries: list[OutboxEntry]) -> None:

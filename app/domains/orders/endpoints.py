@@ -223,12 +223,6 @@ DOMAIN = Domain(
         Command("order.list", OrderList, OrderPage, list_own, "order.place", "Your orders, newest first", {"limit": 20}),
     ),
     routers=(router,),
-    intake={
-        "order.placed": service.take_in_placed,
-        "order.awarded": service.take_in_awarded,
-        "order.paid": service.take_in_paid,
-        "order.ended": service.take_in_ended,
-        "order.refund_due": aftersales.take_in_refund_due,
-    },
+    intake=dict.fromkeys(("order.placed", "order.awarded", "order.paid", "order.ended", "order.refund_due"), aftersales.take_in_orders),
     reactions={"order.changed": aftersales.on_order_changed},
 )

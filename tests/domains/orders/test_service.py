@@ -354,3 +354,26 @@ async def test_orders_are_listed_newest_first_in_pages(shelf: Shelf, engines: En
     rest = await orders.list_orders(engines, viewer_id="lin", room_id="room1", cursor=first.next_cursor, limit=2)
     assert ([order.id for order in first.orders], [order.id for order in rest.orders]) == (placed[:2], placed[2:])
     assert rest.next_cursor == ""
+
+
+async def test_a_batch_of_everything_at_once_keeps_each_orders_own_order(shelf: Shelf, engines: Engines, runtime: TestRuntime) -> None:
+    """Late money after a lapse, a second payment and a cancellation, all in one transaction with the orders' beginnings."""
+    offer = await shelf.offer(total=10)
+    late, twice, cancelled = [await shelf.order(offer, viewer) for viewer in ("ann", "bo", "cy")]
+
+    async def confirm(order: str, payment: str) -> None:
+        await inventory.confirm_hold(engines, hold_id=order, payment_id=f"room1-{payment}", provider="sandbox", amount_minor=1990)
+
+    await confirm(twice, "p1")
+    await confirm(twice, "p2")
+    await orders.cancel(engines, viewer_id="cy", order_id=cancelled)
+    await confirm(cancelled, "p3")
+    runtime.advance(engines.settings.payment_ttl_s * 1000 + 1)
+    await inventory.expire_sales(engines)
+    await confirm(late, "p4")
+    await shelf.intake()
+    rows = [await orders.fetch_order(engines, order) for order in (late, twice, cancelled)]
+    assert [(row.state, row.refunded_minor) for row in rows] == [("paid", 0), ("paid", 0), ("cancelled", 1990)]
+    assert await heard(engines, user_channel("ann")) == ["hold.placed", "order.placed", "order.changed", "order.paid"]
+    assert await balance(engines, "room:room1") == 2 * 1990
+    assert await audit_stock(engines, ["room1"]) == []
