@@ -38,13 +38,15 @@ def signer(product: Product) -> Signer:
     return Signer(Settings(token_secret=product.secret))  # type: ignore[arg-type]  # pydantic wraps it
 
 
-@pytest.fixture(scope="session")
+# For the package and no longer: Playwright's synchronous face keeps an event loop running in this thread, in which no other test could
+# run one of its own.
+@pytest.fixture(scope="package")
 def playwright() -> Generator[Playwright]:
     with sync_playwright() as playwright:
         yield playwright
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser(playwright: Playwright) -> Generator[Browser]:
     path = next((found for name in CHROMIUM if (found := shutil.which(name))), None)
     if path is None:

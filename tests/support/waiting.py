@@ -11,7 +11,7 @@ Value = TypeVar("Value")
 POLL_S = 0.01
 
 
-async def wait_until(condition: Callable[[], Value | Awaitable[Value]], *, within_s: float = 5.0, what: str = "") -> Value:
+async def wait_until(condition: Callable[[], Value | Awaitable[Value]], *, within_s: float = 15.0, what: str = "") -> Value:
     """The first true value of `condition()`, which may be async. Fails after `within_s` with the last value seen."""
     deadline = time.monotonic() + within_s
     while True:
@@ -24,7 +24,7 @@ async def wait_until(condition: Callable[[], Value | Awaitable[Value]], *, withi
         await asyncio.sleep(POLL_S)
 
 
-def wait_until_sync(condition: Callable[[], Value], *, within_s: float = 5.0, what: str = "") -> Value:
+def wait_until_sync(condition: Callable[[], Value], *, within_s: float = 15.0, what: str = "") -> Value:
     deadline = time.monotonic() + within_s
     while True:
         value = condition()
