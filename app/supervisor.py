@@ -27,6 +27,7 @@ from pathlib import Path
 from shlex import quote
 from types import FrameType
 from typing import IO
+from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.panel import Panel
@@ -44,6 +45,7 @@ BACK_OFF_S_MAX = 10.0
 STEADY_S = 30.0  # who ran this long starts its back-off anew
 PORT_WAIT_S = 8.0  # web processes of a product that was killed just now are still draining
 LISTEN_BACKLOG = 2048
+REACH_S = 3.0
 LOG_BYTES_MAX = 10_000_000
 # Who looks in on the demo shall be able to do everything, and see deadlines pass within one show.
 DEMO_SETTINGS = {
@@ -170,11 +172,12 @@ class Supervisor:
 
     def _start_engines(self) -> dict[str, str]:
         """What the children find in their environment."""
-        shutil.rmtree(
-            self._metrics_dir, ignore_errors=True
-        )  # of an earlier life: counters begin at zero, as Prometheus expects of a restart
+        shutil.rmtree(self._metrics_dir, ignore_errors=True)  # of an earlier life; Prometheus expects counters to begin at zero
         self._metrics_dir.mkdir()
         redis_url, database_url = self.settings.redis_url, self.settings.database_url
+        check_reachable("REDIS_URL", redis_url, 6379)
+        check_reachable("FANOUT_REDIS_URL", self.settings.fanout_redis_url, 6379)
+        check_reachable("DATABASE_URL", database_url, 5432)
         if not redis_url:
             self.engines.append(Valkey(self.data_dir, appendfsync=self.settings.appendfsync))
             redis_url = self.engines[-1].url
@@ -314,6 +317,21 @@ def token_secret(settings: Settings, data_dir: Path) -> str:
     """The one of the environment, or one that is made at the first start and kept."""
     given = settings.token_secret.get_secret_value()
     return given if given != DEMO_SECRET else kept_secret(data_dir / "secret")
+
+
+def check_reachable(name: str, url: str, port_default: int) -> None:
+    """An engine of the operator's own that is not there is said at once, before anything waits for it. Sockets in the file system and
+    whatever else has no host and port are left to those who connect."""
+    parts = urlsplit(url)
+    if not parts.hostname:
+        return
+    try:
+        with socket.create_connection((parts.hostname, parts.port or port_default), timeout=REACH_S):
+            return
+    except (OSError, ValueError) as failure:  # ValueError: the port is no port
+        raise SetupError(
+            f"{name}: nothing answers at {parts.hostname} ({failure}); start it, or unset {name} for the embedded one"
+        ) from None
 
 
 def listen(host: str, port: int, count: int, *, wait_s: float = 0.0) -> list[socket.socket]:

@@ -169,6 +169,17 @@ def test_a_taken_port_is_one_line() -> None:
     assert done.stderr == f"jishi: cannot listen on 127.0.0.1 port {port}: Address already in use; choose another with --port\n"
 
 
+def test_an_engine_that_is_not_there_is_one_line() -> None:
+    with socket.socket() as closed, tempfile.TemporaryDirectory() as folder:
+        closed.bind(("127.0.0.1", 0))  # bound and not listening: refuses
+        environment = {**os.environ, "REDIS_URL": f"redis://:secret@127.0.0.1:{closed.getsockname()[1]}/0"}
+        command = [sys.executable, "-m", "app.cli", "up", "--no-demo", "--port", "0", "--data-dir", folder]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("jishi: REDIS_URL: nothing answers at 127.0.0.1 ("), done.stderr
+    assert (done.stderr.count("\n"), "secret" in done.stderr) == (1, False)
+
+
 def test_listening_sockets_share_a_port_that_nobody_else_can_take() -> None:
     sockets = listen("127.0.0.1", 0, 3)
     try:
