@@ -5,7 +5,7 @@ What is for other programs (a token, JSON) goes to stdout alone.
 """
 
 # Only what every command needs stands here: a script that asks for a token a viewer must not wait for the web framework and the engines'
-# clients each time. The commands import what is theirs (hence the `noqa: PLC0415`); what they do in a running product is in desk.py.
+# clients each time. The commands import what is theirs; what they do in a running product is in desk.py.
 import json
 import os
 import sys
@@ -42,9 +42,9 @@ def up(
     no_demo: Annotated[bool, typer.Option("--no-demo", help="Start with an empty product.")] = False,
 ) -> None:
     """Start the whole product on this machine, with its engines, and keep it running."""
-    from rich.console import Console  # noqa: PLC0415
+    from rich.console import Console
 
-    from app.supervisor import Supervisor  # noqa: PLC0415
+    from app.supervisor import Supervisor
 
     settings = _read_settings(data_dir, **({} if port is None else {"port": port}))
     count = web or max(1, min(4, os.cpu_count() or 1))
@@ -57,7 +57,7 @@ def serve(
     fd: Annotated[int | None, typer.Option(hidden=True, help="A listening socket inherited from `jishi up`.")] = None,
 ) -> None:
     """Run one web process: websockets, REST, pages."""
-    from app.serve import serve as run  # noqa: PLC0415
+    from app.serve import serve as run
 
     settings = find_product(_read_settings(data_dir))
     settings.check_engines()
@@ -68,10 +68,10 @@ def serve(
 @app.command()
 def worker(data_dir: DataDir = DATA_DIR) -> None:
     """Run one worker: intake to SQL, deadlines, projections, webhooks."""
-    import uvloop  # noqa: PLC0415
+    import uvloop
 
-    from app.core.logs import configure_logs  # noqa: PLC0415
-    from app.worker import run_worker  # noqa: PLC0415
+    from app.core.logs import configure_logs
+    from app.worker import run_worker
 
     settings = find_product(_read_settings(data_dir))
     settings.check_engines()
@@ -82,7 +82,7 @@ def worker(data_dir: DataDir = DATA_DIR) -> None:
 @app.command()
 def migrate(data_dir: DataDir = DATA_DIR) -> None:
     """Bring the tables to this version. Several at once wait for each other."""
-    from app.supervisor import prepare_schema  # noqa: PLC0415
+    from app.supervisor import prepare_schema
 
     settings = find_product(_read_settings(data_dir))
     if not settings.database_url:
@@ -99,7 +99,7 @@ def token(
     data_dir: DataDir = DATA_DIR,
 ) -> None:
     """Print a token for a viewer or a member of staff, and nothing else."""
-    from app.domains.accounts.tokens import make_token  # noqa: PLC0415
+    from app.domains.accounts.tokens import make_token
 
     settings = find_product(_read_settings(data_dir))
     _check_secret(settings)
@@ -116,7 +116,7 @@ def open_room(
     data_dir: DataDir = DATA_DIR,
 ) -> None:
     """Create a host, a room, a session and its offers, and go live."""
-    from app import desk  # noqa: PLC0415
+    from app import desk
 
     drafts = [desk.parse_offer(text) for text in offer]
     settings = find_product(_read_settings(data_dir))
@@ -134,10 +134,10 @@ def open_room(
 @app.command()
 def report(session: Annotated[str, typer.Argument(help="Id of a session.")], as_json: AsJson = False, data_dir: DataDir = DATA_DIR) -> None:
     """Print the figures of a session: the summary, or with --json the whole report."""
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table as Grid  # noqa: PLC0415
+    from rich.console import Console
+    from rich.table import Table as Grid
 
-    from app import desk  # noqa: PLC0415
+    from app import desk
 
     figures = desk.report(find_product(_read_settings(data_dir)), session)
     if as_json:
@@ -152,7 +152,7 @@ def report(session: Annotated[str, typer.Argument(help="Id of a session.")], as_
 @app.command()
 def reconcile(data_dir: DataDir = DATA_DIR) -> None:
     """Compare both engines, room by room, and say what differs. Exit code 1 when anything does."""
-    from app import desk  # noqa: PLC0415
+    from app import desk
 
     differences = desk.reconcile(find_product(_read_settings(data_dir)))
     for line in differences:
@@ -163,7 +163,7 @@ def reconcile(data_dir: DataDir = DATA_DIR) -> None:
 
 
 def _figure(key: str, value: Any, currency: str) -> str:
-    from app.core.money import format_minor  # noqa: PLC0415
+    from app.core.money import format_minor
 
     return format_minor(value, currency) if key.endswith("_minor") and isinstance(value, int) else str(value)
 
@@ -202,8 +202,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _is_of_an_engine(failure: Exception) -> bool:
-    from redis.exceptions import RedisError  # noqa: PLC0415
-    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+    from redis.exceptions import RedisError
+    from sqlalchemy.exc import SQLAlchemyError
 
     return isinstance(failure, RedisError | SQLAlchemyError | OSError)
 

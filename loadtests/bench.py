@@ -17,11 +17,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import jwt
 import psutil
 
 from loadtests.crowd import Count, RawViewer, gather_crowd
 from loadtests.product import Product, free_port, running_product
-from loadtests.users import make_token
 
 PAD = "x" * 90  # with its envelope a chat message of about 150 bytes
 LIFTED = {
@@ -72,10 +72,11 @@ async def measure_fanout(
 
 
 def greetings(room: str, secret: str) -> Callable[[int], list[bytes]]:
-    os.environ["JISHI_TOKEN_SECRET"] = secret
+    """What a viewer sends first: connect with a token of its own, and two subscribes, pipelined."""
 
     def make(number: int) -> list[bytes]:
-        connect = {"id": 1, "connect": {"token": make_token(f"bench-{number}")}}
+        token = jwt.encode({"sub": f"bench-{number}", "exp": int(time.time()) + 3600}, secret, algorithm="HS256")
+        connect = {"id": 1, "connect": {"token": token}}
         subscribe = [{"id": 2 + i, "subscribe": {"channel": f"{kind}:{room}"}} for i, kind in enumerate(("room", "chat"))]
         return [json.dumps(command, separators=(",", ":")).encode() for command in (connect, *subscribe)]
 
