@@ -139,7 +139,7 @@ async def fanout_plain(size: int, rate: int, seconds: float) -> dict[str, float]
 async def holds_jishi(in_flight: int, seconds: float) -> dict[str, float]:
     """A closed loop: every viewer has one `inventory.reserve` under way, all of them accepted."""
     with running_product(web=1, environment=LIFTED) as product:
-        place = product.open_room("Bench", ["Tea:100:100000000"])
+        place = product.open_room("Bench", ["Tea:100:1000000"])
         pid = web_pid(product)
         pin(pid, 0)
         port = int(product.url.rpartition(":")[2])

@@ -32,7 +32,10 @@ class Product:
     def jishi(self, *arguments: str) -> str:
         """Runs a command of the command line against this product and returns what it printed."""
         command = [sys.executable, "-m", "app.cli", *arguments, "--data-dir", str(self.data_dir)]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout  # noqa: S603 - our own command line
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)  # noqa: S603 - our own command line
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        return done.stdout
 
     def open_room(self, title: str, offers: list[str]) -> dict[str, Any]:
         flags = [flag for offer in offers for flag in ("--offer", offer)]
