@@ -47,6 +47,7 @@ class RawViewer(asyncio.Protocol):
         self._sampled = sampled
         self._replies_left = replies
         self._upgraded = False
+        self._tail = b""
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.on_frame: Callable[[bytes], None] | None = None
         self._transport: asyncio.Transport | None = None
@@ -76,7 +77,9 @@ class RawViewer(asyncio.Protocol):
             if self._replies_left <= 0 and not self.ready.done():
                 self._replies_left = 0
                 self.ready.set_result(None)
-        self._count.deliveries += data.count(self._mark)
+        seen = self._tail + data
+        self._count.deliveries += seen.count(self._mark)
+        self._tail = seen[1 - len(self._mark) :]  # a mark may lie across two reads; the tail is too short to hold a whole one
         if self._sampled:
             now_ns = time.time_ns()
             self._count.latencies_ms.extend((now_ns - int(sent)) / 1e6 for sent in _SENT_AT.findall(data))
