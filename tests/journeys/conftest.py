@@ -1,6 +1,5 @@
 """A whole product in processes of its own: `jishi up --no-demo` with two web processes, as an operator would start it."""
 
-import gc
 import json
 import random
 from collections.abc import AsyncGenerator, Callable, Generator
@@ -59,8 +58,6 @@ async def new_viewer(product: Product, signer: Signer) -> AsyncGenerator[Callabl
     yield make
     for viewer in made:
         await viewer.leave()
-    made.clear()
-    gc.collect()  # what the SDK leaves of handshakes that were cut is noticed here, and not at the end of the run
 
 
 @pytest.fixture

@@ -19,13 +19,7 @@ from loadtests.product import Product
 from tests.journeys.conftest import assert_books
 from tests.support.waiting import wait_until
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.xdist_group("product"),
-    pytest.mark.timeout(300),
-    # The client SDK leaves the socket of a handshake that was cut to the garbage collector, which says so.
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("product"), pytest.mark.timeout(300)]
 
 
 def play_demo(product: Product, *, viewers: int, pace: float) -> subprocess.CompletedProcess[str]:
