@@ -18,7 +18,7 @@ from app.core.metrics import DEAD_LETTERS
 from app.protocol.events import Event, decode_event
 from app.storage.streams import Publication
 from app.storage.tables import Announcement, DeadLetter
-from app.storage.work import Engines, Work
+from app.storage.work import Engines, Work, is_away
 
 BATCH_MAX = 500
 LOCK_WAIT_MS = 3000
@@ -41,7 +41,9 @@ async def announce_room(engines: Engines, room_id: str) -> None:
     while True:
         try:
             count = await _announce_batch(engines, room_id, batch_max)
-        except Exception as failure:
+        except Exception as failure:  # whatever a reaction or an engine raised: the row at fault must not hold up the rest for ever
+            if is_away(failure):
+                raise  # nothing is wrong with the row: an outage must never set events aside
             if batch_max > 1:
                 batch_max = 1  # find the row that fails, let those before it out
                 continue

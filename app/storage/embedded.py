@@ -47,13 +47,13 @@ class Engine:
 
     @property
     def url(self) -> str:
-        raise NotImplementedError
+        raise NotImplementedError  # each engine says its own
 
     def command(self) -> list[str]:
-        raise NotImplementedError
+        raise NotImplementedError  # each engine says its own
 
     def is_ready(self) -> bool:
-        raise NotImplementedError
+        raise NotImplementedError  # each engine says its own
 
     def prepare(self) -> None:
         """Makes directories and clears what a kill left behind."""
@@ -71,7 +71,7 @@ class Engine:
         while pid_exists(pid):
             if time.monotonic() > deadline:
                 raise SetupError(f"an earlier {self.name} (process {pid}) does not end: stop it and start again")
-            time.sleep(POLL_S)
+            time.sleep(POLL_S)  # no event loop here: the supervisor is one plain loop
 
     def in_child(self) -> Callable[[], None]:
         """What the child does between fork and exec."""
@@ -105,11 +105,11 @@ class Engine:
             if time.monotonic() > deadline:
                 self.stop()
                 raise SetupError(f"{self.name} did not answer within {START_S_MAX:.0f} s: see {self.log_path}")
-            time.sleep(POLL_S)
+            time.sleep(POLL_S)  # no event loop here: the supervisor is one plain loop
             if not self.is_running:
                 if time.monotonic() > deadline - START_S_MAX + RETRY_S_MAX:
                     raise SetupError(f"{self.name} ended at once: {_last_line(self.log_path)} (see {self.log_path})")
-                time.sleep(POLL_S * 10)
+                time.sleep(POLL_S * 10)  # an orphan of a killed predecessor may hold the lock for a moment
                 self.spawn()
 
     def stop(self) -> None:

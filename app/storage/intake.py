@@ -15,14 +15,13 @@ from typing import Any, cast
 
 import msgspec
 import structlog
-from redis.exceptions import RedisError
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 
 from app.core.metrics import DEAD_LETTERS, INTAKE_ENTRIES, INTAKE_LAG_SECONDS
 from app.storage.redis import epoch_ms
 from app.storage.tables import DeadLetter, IntakeProgress
-from app.storage.work import Engines, Work
+from app.storage.work import Engines, Work, is_away
 
 ROOMS_KEY = "jishi:rooms"  # rooms that have stock, draws or envelopes: where intake and expiry look
 CLAIM_MS_MIN = 3_600_000  # how long who registers a room has to write its first key
@@ -80,7 +79,7 @@ async def take_in_room(engines: Engines, room_id: str) -> int:
     try:
         await _take_in(engines, room_id, entries)
     except Exception as failure:  # whatever a handler found wrong: the entry at fault must not hold up the rest
-        if _is_away(failure):
+        if is_away(failure):
             raise
         await _take_in_one_by_one(engines, room_id, entries)
     await engines.sales.xdel(outbox_key(room_id), *[entry.id for entry in entries])
@@ -128,15 +127,10 @@ async def _take_in_one_by_one(engines: Engines, room_id: str, entries: Sequence[
                 await _take_in(engines, room_id, [entry])
                 break
             except Exception as failure:  # any fault of one entry: it is set aside at last, the rest goes on
-                if _is_away(failure):
+                if is_away(failure):
                     raise
                 if attempt == engines.settings.outbox_attempts_max:
                     await _set_aside(engines, room_id, entry, failure)
-
-
-def _is_away(failure: Exception) -> bool:
-    """An engine is away: nothing is wrong with the entries."""
-    return isinstance(failure, RedisError | OSError) or getattr(failure, "connection_invalidated", False)
 
 
 async def _set_aside(engines: Engines, room_id: str, entry: OutboxEntry, failure: Exception) -> None:

@@ -168,3 +168,8 @@ async def rooms_to_announce(engines: Engines, limit: int = 100) -> list[str]:
     """Rooms with committed events that are not out yet."""
     async with engines.sql.read() as session:
         return list(await session.scalars(select(Announcement.room_id).distinct().limit(limit)))
+
+
+def is_away(failure: Exception) -> bool:
+    """An engine is away: nothing is wrong with the entries."""
+    return isinstance(failure, RedisError | OSError) or getattr(failure, "connection_invalidated", False)
