@@ -13,9 +13,12 @@ from app.core.registry import Registry
 from app.core.settings import Settings
 from app.storage.work import Engines
 from tests.support.leaks import assert_no_stray_tasks
+from tests.support.parsing import steady_parsing
 from tests.support.runtime import TestRuntime
 from tests.support.servers import Servers, make_schema, run_apart, running_servers
 from tests.support.waiting import wait_until
+
+steady_parsing()
 
 
 @pytest.fixture(scope="session", autouse=True)
