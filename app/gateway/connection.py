@@ -1,9 +1,13 @@
-"""One client: its session, its transport, and what it takes part in. Knows nothing of ASGI, so that another transport can carry it.
+"""One client: its session, its transport, and what it takes part in. Knows nothing of sockets, so that any transport can carry it.
 
 All that goes out passes `flush` or `write`, in the order of the calls and without a pause in between; that is what keeps a subscribe
-reply before the channel's first publication.
+reply before the channel's first publication. The sweep writes by `write_packed`, and only to connections that are open and not paused.
+
+The transport says when the client takes nothing (`pause`) and when it does again (`resume`), so slowness costs a delivery nothing.
 """
 
+import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from app.core.caller import NOBODY, Caller
@@ -19,33 +23,46 @@ if TYPE_CHECKING:
 
 
 class Transport(Protocol):
-    """Takes whole frames, keeps them in order, and counts what the client has not taken off it yet."""
+    """Takes whole frames, keeps them in order, and counts what the client has not taken off it yet.
+
+    It calls `connection.pause()` once more than `send_buffer_shed_bytes` wait, and `connection.resume()` when they are out.
+    """
+
+    @staticmethod
+    def pack(payload: bytes, is_text: bool) -> bytes:
+        """What `write` takes: for a socket a finished websocket frame, made once for all viewers of one codec."""
+        ...
+
+    @property
+    def write(self) -> Callable[[bytes], None]:
+        """Takes packed bytes and never blocks. Not to be called after `close`."""
+        ...
 
     @property
     def buffered_bytes(self) -> int: ...
-
-    def stalled_s(self) -> float:
-        """How long the client has taken nothing although something waits; 0 when nothing waits."""
-        ...
-
-    def write(self, frame: bytes) -> None: ...
 
     def close(self, code: int, reason: str) -> None:
         """Closes once what was written is out, or soon without it. More calls have no effect."""
         ...
 
+    def abort(self) -> None:
+        """Drops the socket and what waits for it at once."""
+        ...
+
 
 class Connection:
-    __slots__ = ("caller", "codec", "id", "members", "session", "settings", "transport")
+    __slots__ = ("caller", "codec", "id", "members", "paused_at_ms", "session", "settings", "transport", "write_packed")
 
     def __init__(self, *, connection_id: str, session: Session, codec: Codec, transport: Transport, settings: Settings) -> None:
         self.id = connection_id
         self.session = session
         self.codec = codec
         self.transport = transport
+        self.write_packed = transport.write
         self.settings = settings
         self.caller: Caller = NOBODY
         self.members: dict[str, Member] = {}  # by room: what this connection has of it
+        self.paused_at_ms: float | None = None
 
     @property
     def is_open(self) -> bool:
@@ -58,13 +75,22 @@ class Connection:
     @property
     def is_slow(self) -> bool:
         """Too much waits for this client: chat and readings are skipped for it."""
-        return self.transport.buffered_bytes > self.settings.send_buffer_shed_bytes
+        return self.paused_at_ms is not None
+
+    def pause(self) -> None:
+        """From the transport: the client does not take what it is sent."""
+        if self.paused_at_ms is None:
+            self.paused_at_ms = asyncio.get_running_loop().time() * 1000
+
+    def resume(self) -> None:
+        """From the transport: what waited is out."""
+        self.paused_at_ms = None
 
     def flush(self) -> None:
         """Hands over what the session has to say, and closes when the session is over."""
         messages = self.session.data_to_send()
         if messages:
-            self.transport.write(self.codec.join(messages))
+            self.write_packed(self.transport.pack(self.codec.join(messages), self.codec.is_text))
         code = self.session.close_code
         if code is not None:
             self.session.close_code = None
@@ -78,7 +104,7 @@ class Connection:
         if self.transport.buffered_bytes + len(frame) > self.settings.send_buffer_bytes_max:
             self.close(codes.SLOW)
         else:
-            self.transport.write(frame)
+            self.write_packed(self.transport.pack(frame, self.codec.is_text))
 
     def close(self, code: CloseCode) -> None:
         self.session.close(code)
@@ -89,7 +115,7 @@ class Connection:
         self.flush()
 
     def tick(self, now_ms: float) -> None:
-        if self.transport.stalled_s() > self.settings.send_stalled_s_max:
+        if self.paused_at_ms is not None and now_ms - self.paused_at_ms > self.settings.send_stalled_s_max * 1000:
             self.session.close(codes.SLOW)
         self.session.tick(now_ms)
         self.flush()

@@ -98,8 +98,8 @@ async def _deny(websocket: WebSocket, refusal: Refusal) -> None:
 
 
 async def _serve(websocket: WebSocket, hub: Hub, codec: Codec) -> None:
-    transport = AsgiTransport(websocket, codec)
-    connection = hub.connect(codec, transport)
+    transport = AsgiTransport(websocket, codec, hub)
+    connection = transport.connection = hub.connect(codec, transport)
     reader = asyncio.create_task(_read(websocket, hub, connection))
     writer = asyncio.create_task(transport.run())
     try:
@@ -128,14 +128,15 @@ def _frame_of(message: Any) -> bytes:
 class AsgiTransport:
     """The outbox of one client and its single writer. Whatever has gathered while a send was waiting goes out as one frame."""
 
-    def __init__(self, websocket: WebSocket, codec: Codec) -> None:
+    def __init__(self, websocket: WebSocket, codec: Codec, hub: Hub) -> None:
+        self.connection: Connection | None = None
         self._websocket = websocket
         self._codec = codec
+        self._hub = hub
         self._loop = asyncio.get_running_loop()
         self._waiting: list[bytes] = []
         self._buffered = 0
         self._in_flight = 0
-        self._sending_since: float | None = None
         self._work = asyncio.Event()
         self._close: tuple[int, str] | None = None
         self._runner: asyncio.Task[None] | None = None
@@ -145,14 +146,18 @@ class AsgiTransport:
     def buffered_bytes(self) -> int:
         return self._buffered + self._in_flight
 
-    def stalled_s(self) -> float:
-        return 0.0 if self._sending_since is None else self._loop.time() - self._sending_since
+    @staticmethod
+    def pack(payload: bytes, is_text: bool) -> bytes:
+        """The server frames it."""
+        return payload
 
     def write(self, frame: bytes) -> None:
         if self._close is None:
             self._waiting.append(frame)
             self._buffered += len(frame)
             self._work.set()
+            if self.connection is not None and self.buffered_bytes > self._hub.settings.send_buffer_shed_bytes:
+                self.connection.pause()
 
     def close(self, code: int, reason: str) -> None:
         if self._close is None:
@@ -160,6 +165,13 @@ class AsgiTransport:
             self._work.set()
             if self._runner is not None:
                 self._deadline = self._loop.call_later(CLOSE_GRACE_S, self._runner.cancel)
+
+    def abort(self) -> None:
+        self._waiting.clear()
+        self._buffered = 0
+        self._close = self._close or (codes.CLOSED.number, codes.CLOSED.reason)
+        if self._runner is not None:
+            self._runner.cancel()
 
     def end(self) -> None:
         """The socket is gone: nothing more is taken."""
@@ -197,9 +209,10 @@ class AsgiTransport:
     async def _send_next(self) -> None:
         frame = self._next_frame()
         self._buffered -= self._in_flight
-        self._sending_since = self._loop.time()
         if self._codec.is_text:
             await self._websocket.send({"type": "websocket.send", "text": frame.decode()})
         else:
             await self._websocket.send({"type": "websocket.send", "bytes": frame})
-        self._in_flight, self._sending_since = 0, None
+        self._in_flight = 0
+        if self.connection is not None and self.buffered_bytes <= self._hub.settings.send_buffer_shed_bytes:
+            self.connection.resume()
