@@ -60,6 +60,8 @@ class Bus:
         if ready is None:
             ready = self._wanted[channel] = asyncio.get_running_loop().create_future()
             await self._send("ssubscribe", channel)
+        if ready.done():
+            return  # as nearly always: no timer for it
         try:
             await asyncio.wait_for(asyncio.shield(ready), OPEN_TIMEOUT_S)
         except TimeoutError:

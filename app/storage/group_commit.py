@@ -1,8 +1,10 @@
 """Group commit: all that arrives while a batch is under way joins the next one.
 
 One lane a room: at most one script call of a kind is in flight for it, so a busy room costs one engine call and one fsync a batch and not
-one a viewer, and an idle room's command leaves at once. The queue is bounded; beyond it the caller is told to try again later.
-A caller that goes away does not take its command back: it may already be with the engine, and its key makes a retry safe.
+one a viewer, and an idle room's command leaves at once. With a window, a lane begins a batch at most once a window: what comes meanwhile
+waits for the next together, and only a full batch goes sooner. The queue is bounded; beyond it the caller is told to try again later.
+A caller that goes away does not take its command back: it may already be with the engine, and its key makes a retry safe. A member whose
+outcome is an exception fails alone.
 """
 
 import asyncio
@@ -19,27 +21,32 @@ Outcome = TypeVar("Outcome")
 
 
 class _Lane(Generic[Member, Outcome]):
-    __slots__ = ("queue", "task")
+    """There is work to begin (`task`), or the window is still open (`is_waiting`), or the lane is gone."""
+
+    __slots__ = ("is_waiting", "queue", "task")
 
     def __init__(self) -> None:
         self.queue: deque[tuple[Member, asyncio.Future[Outcome], float]] = deque()
         self.task: asyncio.Task[None] | None = None
+        self.is_waiting = False  # a timer ends it: an idle room holds no task
 
 
 class GroupCommit(Generic[Member, Outcome]):
-    """`run_batch(room_id, members)` does one script call and returns one outcome a member, in order."""
+    """`run_batch(room_id, members)` does one script call and returns one outcome a member, in order: what it came to, or an exception."""
 
     def __init__(
         self,
         name: str,
-        run_batch: Callable[[str, Sequence[Member]], Awaitable[Sequence[Outcome]]],
+        run_batch: Callable[[str, Sequence[Member]], Awaitable[Sequence[Outcome | Exception]]],
         *,
         batch_max: int,
         queue_max: int,
+        window_ms: int = 0,
     ) -> None:
         self._run_batch = run_batch
         self._batch_max = batch_max
         self._queue_max = queue_max
+        self._window_s = window_ms / 1000
         self._lanes: dict[str, _Lane[Member, Outcome]] = {}
         self._size = BATCH_SIZE.labels(name)
         self._wait = BATCH_WAIT_SECONDS.labels(name)
@@ -54,39 +61,77 @@ class GroupCommit(Generic[Member, Outcome]):
         loop = asyncio.get_running_loop()
         outcome: asyncio.Future[Outcome] = loop.create_future()
         lane.queue.append((member, outcome, loop.time()))
-        if lane.task is None:
-            lane.task = loop.create_task(self._drain(room_id, lane))
+        if lane.task is None and (not lane.is_waiting or len(lane.queue) >= self._batch_max):
+            self._begin(room_id, lane)
         return await outcome
 
+    def _begin(self, room_id: str, lane: _Lane[Member, Outcome]) -> None:
+        lane.task = asyncio.get_running_loop().create_task(self._drain(room_id, lane))
+
     async def _drain(self, room_id: str, lane: _Lane[Member, Outcome]) -> None:
-        now = asyncio.get_running_loop().time
-        while lane.queue:
-            batch = [lane.queue.popleft() for _ in range(min(len(lane.queue), self._batch_max))]
-            started = now()
-            self._size.observe(len(batch))
-            for _, _, since in batch:
-                self._wait.observe(started - since)
-            try:
-                outcomes = await self._run_batch(room_id, [member for member, _, _ in batch])
-                assert len(outcomes) == len(batch), "a script answers every member"
-            except Exception as failure:  # handed to every caller; the lane must go on
-                _fail(batch, failure)
+        """All that waits now, and all that joins while a batch is under way; with a window, what joins is left to the window's end."""
+        try:
+            while lane.queue:
+                self._open_window(room_id, lane)
+                await self._run_next(room_id, lane)
+                if lane.is_waiting and len(lane.queue) < self._batch_max:
+                    break
+        finally:
+            lane.task = None
+            self._settle(room_id, lane)
+
+    async def _run_next(self, room_id: str, lane: _Lane[Member, Outcome]) -> None:
+        batch = [lane.queue.popleft() for _ in range(min(len(lane.queue), self._batch_max))]
+        started = asyncio.get_running_loop().time()
+        self._size.observe(len(batch))
+        for _, _, since in batch:
+            self._wait.observe(started - since)
+        try:
+            outcomes = await self._run_batch(room_id, [member for member, _, _ in batch])
+            assert len(outcomes) == len(batch), "a script answers every member"
+        except asyncio.CancelledError as end:  # the process is ending: nobody may be left waiting for ever
+            _fail([*batch, *lane.queue], end)
+            lane.queue.clear()
+            raise
+        except Exception as failure:  # handed to every caller; the lane must go on
+            _fail(batch, failure)
+            return
+        for (_, future, _), outcome in zip(batch, outcomes, strict=True):
+            if future.done():
                 continue
-            for (_, future, _), outcome in zip(batch, outcomes, strict=True):
-                if not future.done():
-                    future.set_result(outcome)
-        # No await since the queue was found empty: a later submit starts a new task.
-        del self._lanes[room_id]
+            if isinstance(outcome, Exception):
+                future.set_exception(_told(outcome))
+            else:
+                future.set_result(outcome)
+
+    def _open_window(self, room_id: str, lane: _Lane[Member, Outcome]) -> None:
+        if self._window_s and not lane.is_waiting:
+            lane.is_waiting = True
+            asyncio.get_running_loop().call_later(self._window_s, self._close_window, room_id, lane)
+
+    def _close_window(self, room_id: str, lane: _Lane[Member, Outcome]) -> None:
+        lane.is_waiting = False
+        if lane.task is None:
+            self._settle(room_id, lane)
+
+    def _settle(self, room_id: str, lane: _Lane[Member, Outcome]) -> None:
+        """No task runs. No await between the look at the queue and the end of the lane: a later submit starts anew."""
+        if lane.is_waiting:
+            return
+        if lane.queue:
+            self._begin(room_id, lane)
+        else:
+            del self._lanes[room_id]
 
 
-def _fail(batch: list[tuple[Member, asyncio.Future[Outcome], float]], failure: Exception) -> None:
+def _fail(batch: list[tuple[Member, asyncio.Future[Outcome], float]], failure: BaseException) -> None:
     """The batch may or may not have been done: the caller retries with its key and gets the final answer."""
     for _, future, _ in batch:
         if not future.done():
             future.set_exception(_told(failure))
 
 
-def _told(failure: Exception) -> AppError:
+def _told(failure: BaseException) -> AppError:
     """One exception a caller: they are raised in different tasks, and a traceback must not be shared."""
     if isinstance(failure, AppError):
         return AppError(failure.code, failure.detail, retry_after_ms=failure.retry_after_ms)

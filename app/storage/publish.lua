@@ -1,37 +1,77 @@
 -- Publishes to channels of one hash tag: gives each publication its offset, keeps it in the channel's history and sends all of them
 -- to the nodes in one message. Atomic, so that a subscriber who reads (epoch, offset, history) can never miss what comes between.
+-- A channel is opened and written back once a call, however many publications it gets; what its history would not keep is not added.
 --
--- KEYS  1: pub/sub channel `{tag}:push`; then for each publication: stream, meta hash (epoch, offset), once-key (idempotency)
--- ARGV  1: epoch for a channel that has none; then for each publication:
---       channel name, data (JSON without a raw newline), history length, history ttl s, meta ttl s, once ttl s (0: no idempotency)
---       A history length of 0 makes the publication transient: offset 0, not kept.
--- Reply: a list of offsets; the offset of the first time for a publication that was made before.
-local offsets, records = {}, {}
-for i = 0, (#KEYS - 1) / 3 - 1 do
-  local stream, meta, once = KEYS[i * 3 + 2], KEYS[i * 3 + 3], KEYS[i * 3 + 4]
-  local a = i * 6 + 2
-  local channel, data, length = ARGV[a], ARGV[a + 1], tonumber(ARGV[a + 2])
-  local stream_ttl, meta_ttl, once_ttl = tonumber(ARGV[a + 3]), tonumber(ARGV[a + 4]), tonumber(ARGV[a + 5])
-  local before = once_ttl > 0 and redis.call('GET', once)
-  if before then
-    offsets[i + 1] = tonumber(before)
-  else
-    local offset, epoch = 0, redis.call('HGET', meta, 'epoch')
-    if not epoch then
-      epoch = ARGV[1]
-      redis.call('HSET', meta, 'epoch', epoch)
-    end
-    if length > 0 then
-      offset = redis.call('HINCRBY', meta, 'offset', 1)
-      if offset == 1 then redis.call('DEL', stream) end  -- a history that outlived its epoch belongs to an earlier life
-      redis.call('XADD', stream, 'MAXLEN', length, '0-' .. offset, 'd', data)
-      redis.call('EXPIRE', stream, stream_ttl)
-    end
-    redis.call('EXPIRE', meta, meta_ttl)
-    if once_ttl > 0 then redis.call('SET', once, offset, 'EX', once_ttl) end
-    offsets[i + 1] = offset
-    records[#records + 1] = channel .. '\n' .. offset .. '\n' .. epoch .. '\n' .. data
+-- KEYS  1: pub/sub channel `{tag}:push`; for each channel: stream, meta hash (epoch, offset); for each publication with a once-key: that
+-- ARGV  1: epoch for a channel that has none  2: number of channels  3: life of the meta hashes in s  4: life of the once-keys in s;
+--       for each channel: name, history length (publications), life of the history in s;
+--       for each publication: number of its channel from 1 on (negative: transient, offset 0, not kept), 1 if it has a once-key else 0,
+--       data (JSON without a raw newline)
+-- Reply: for each publication its offset; that of the first time if it was made before; the word `broken` where the engine holds something
+--       under the channel's keys that is no channel. Such a channel keeps none of the others from being published.
+local count, meta_ttl, once_ttl = tonumber(ARGV[2]), ARGV[3], ARGV[4]
+local channels = {}
+for c = 1, count do
+  local stream, meta = KEYS[c * 2], KEYS[c * 2 + 1]
+  local known, size = redis.pcall('HMGET', meta, 'epoch', 'offset'), redis.pcall('XLEN', stream)
+  channels[c] = { broken = known.err ~= nil or type(size) == 'table', epoch = known[1] or ARGV[1], is_new = not known[1],
+    top = tonumber(known[2] or 0), size = size, kept = {}, touched = false }
+end
+
+-- Records of one channel in a row share a header: channel, epoch, first offset, how many.
+local lines, head, run, first, length = {}, 0, 0, 0, 0
+local function close_run()
+  if length > 0 then
+    local channel = run < 0 and -run or run
+    lines[head] = ARGV[channel * 3 + 2] .. '\n' .. channels[channel].epoch .. '\n' .. first .. '\n' .. length
   end
 end
-if #records > 0 then redis.call('SPUBLISH', KEYS[1], table.concat(records, '\n')) end
-return offsets
+
+local replies, once = {}, count * 2 + 2
+for p = 1, (#ARGV - 4 - count * 3) / 3 do
+  local a = 2 + count * 3 + p * 3
+  local number, data = tonumber(ARGV[a]), ARGV[a + 2]
+  local channel = channels[number < 0 and -number or number]
+  local offset, before = number > 0 and channel.top + 1 or 0, false
+  if ARGV[a + 1] == '1' then
+    before = not channel.broken and redis.pcall('SET', KEYS[once], offset, 'NX', 'GET', 'EX', once_ttl)
+    once = once + 1
+  end
+  if channel.broken or type(before) == 'table' then
+    replies[p] = 'broken'
+  elseif before then
+    replies[p] = tonumber(before)
+  else
+    replies[p], channel.touched = offset, true
+    if offset > 0 then
+      channel.top = offset
+      channel.kept[#channel.kept + 1] = data
+    end
+    if number ~= run then
+      close_run()
+      head, run, first, length = #lines + 1, number, offset, 0
+      lines[head] = ''
+    end
+    length = length + 1
+    lines[#lines + 1] = data
+  end
+end
+close_run()
+
+for c = 1, count do
+  local channel, stream, meta = channels[c], KEYS[c * 2], KEYS[c * 2 + 1]
+  local kept, most = #channel.kept, tonumber(ARGV[c * 3 + 3])
+  if kept > 0 then
+    local before = channel.top - kept
+    redis.call('HSET', meta, 'epoch', channel.epoch, 'offset', channel.top)
+    if before == 0 and channel.size > 0 then redis.call('DEL', stream) end  -- a history that outlived its epoch belongs to an earlier life
+    for i = math.max(1, kept - most + 1), kept - 1 do redis.call('XADD', stream, '0-' .. (before + i), 'd', channel.kept[i]) end
+    redis.call('XADD', stream, 'MAXLEN', most, '0-' .. channel.top, 'd', channel.kept[kept])
+    redis.call('EXPIRE', stream, ARGV[c * 3 + 4])
+  elseif channel.touched and channel.is_new then
+    redis.call('HSET', meta, 'epoch', channel.epoch)
+  end
+  if channel.touched then redis.call('EXPIRE', meta, meta_ttl) end
+end
+if #lines > 0 then redis.call('SPUBLISH', KEYS[1], table.concat(lines, '\n')) end
+return replies

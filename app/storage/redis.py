@@ -43,6 +43,22 @@ class Script:
         except NoScriptError:
             return await client.eval(self.source, len(keys), *values)
 
+    async def call_all(self, client: Redis, calls: Sequence[tuple[Sequence[str], Sequence[Argument]]]) -> list[Any]:
+        """Many calls in one trip, each with keys of one hash tag. Not atomic as a whole; may be done twice, so only for what bears that."""
+        if len(calls) == 1:
+            return [await self(client, *calls[0])]
+        try:
+            return await self._send_all(client, calls)
+        except NoScriptError:
+            await client.script_load(self.source)
+            return await self._send_all(client, calls)
+
+    async def _send_all(self, client: Redis, calls: Sequence[tuple[Sequence[str], Sequence[Argument]]]) -> list[Any]:
+        async with client.pipeline(transaction=False) as pipeline:
+            for keys, arguments in calls:
+                pipeline.evalsha(self._sha, len(keys), *cast("list[Any]", [*keys, *arguments]))
+            return await pipeline.execute()
+
 
 def command_client(url: str) -> Redis:
     """For commands that answer at once. Fails within 5 s when the engine is away: a viewer gets an error, never silence."""

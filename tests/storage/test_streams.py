@@ -152,3 +152,16 @@ async def test_viewers_are_summed_over_the_nodes_that_live(engines: Engines, run
     assert await presence.unique_viewers(engines, "r") == 4
     await presence.reset_unique(engines, "r")
     assert await presence.unique_viewers(engines, "r") == 0
+
+
+async def test_positions_of_many_streams_in_one_trip(engines: Engines) -> None:
+    """Several hash tags, one of them twice, on an engine that does not know the script yet."""
+    streams = engines.streams
+    await streams.publish("room:r", b"{}")
+    await streams.publish("room:r", b"{}")
+    await streams.publish("user:ann", b"{}")
+    channels = ["room:r", "user:ann", "chat:r", "user:bob", "room:r"]
+    found = await streams.positions(channels)
+    assert [position.offset for position in found] == [2, 1, 0, 0, 2]
+    assert found[0] == found[4]
+    assert found == [await streams.position(channel) for channel in channels]

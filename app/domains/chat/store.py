@@ -138,11 +138,17 @@ async def write_sanction(engines: Engines, room_id: str, viewer_id: str, kind: s
 
 
 async def is_banned(engines: Engines, room_id: str, viewer_id: str) -> bool | None:
-    """None when the engine does not know the room."""
-    words, banned = cast(
-        "list[bytes | None]", await engines.fanout.hmget(_key(room_id, "state"), ["words", _sanction_field("ban", viewer_id)])
-    )
-    return None if words is None else banned is not None
+    """None when the engine does not know the room. All who come into a room at one moment are looked up in one trip."""
+    return await engines.group_commit("ban", _look_up_bans).submit(room_id, viewer_id)
+
+
+async def _look_up_bans(engines: Engines, room_id: str, viewer_ids: Sequence[str]) -> list[bool | None]:
+    fields = dict.fromkeys(_sanction_field("ban", viewer_id) for viewer_id in viewer_ids)
+    words, *bans = cast("list[bytes | None]", await engines.fanout.hmget(_key(room_id, "state"), ["words", *fields]))
+    if words is None:
+        return [None] * len(viewer_ids)
+    banned = dict(zip(fields, bans, strict=True))
+    return [banned[_sanction_field("ban", viewer_id)] is not None for viewer_id in viewer_ids]
 
 
 def _sanction_field(kind: str, viewer_id: str) -> str:
