@@ -6,7 +6,7 @@ effect; the same key with another body is the error `key_reused`. Ids are opaque
 """
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Self
 
 from msgspec import Meta, Struct
 
@@ -27,6 +27,18 @@ class Empty(Request, frozen=True):
     """A body without fields."""
 
 
+class Outcome(StrEnum):
+    """A word for what became of a command, and what it means to whoever reads the reference. The meaning is not sent."""
+
+    meaning: str
+
+    def __new__(cls, word: str, meaning: str = "") -> Self:
+        member = str.__new__(cls, word)
+        member._value_ = word
+        member.meaning = meaning
+        return member
+
+
 class Done(Reply, frozen=True):
     """Nothing to tell but that it is done."""
 
@@ -36,14 +48,14 @@ class Done(Reply, frozen=True):
 # --- chat ---------------------------------------------------------------------------------------------------------------------------
 
 
-class ChatOutcome(StrEnum):
-    SENT = "sent"
-    HELD_FOR_REVIEW = "held_for_review"  # a listed word: a moderator decides
-    MUTED = "muted"
-    BANNED = "banned"
-    SLOW_MODE = "slow_mode"  # wait `wait_ms`
-    TOO_FAST = "too_fast"  # the general rate limit; wait `wait_ms`
-    CLOSED = "closed"  # the room has no live session
+class ChatOutcome(Outcome):
+    SENT = "sent", "it is on its way to the room"
+    HELD_FOR_REVIEW = "held_for_review", "a listed word: a moderator decides"
+    MUTED = "muted", "a moderator silenced the viewer; wait `wait_ms`"
+    BANNED = "banned", "a moderator keeps the viewer out of the room"
+    SLOW_MODE = "slow_mode", "wait `wait_ms`"
+    TOO_FAST = "too_fast", "the general rate limit; wait `wait_ms`"
+    CLOSED = "closed", "the room has no live session"
 
 
 class ChatSend(Request, frozen=True):
@@ -138,13 +150,13 @@ class RoomLike(Request, frozen=True):
 # --- inventory ----------------------------------------------------------------------------------------------------------------------
 
 
-class ReserveOutcome(StrEnum):
-    HELD = "held"
-    EXHAUSTED = "exhausted"  # not enough left
-    LIMIT = "limit"  # the viewer's limit for this offer is reached
-    CLOSED = "closed"  # the offer or its session is over
-    NOT_OPEN = "not_open"  # the window has not begun
-    FROZEN = "frozen"  # sales of the room are stopped for now
+class ReserveOutcome(Outcome):
+    HELD = "held", "the stock is set aside until `expires_at`"
+    EXHAUSTED = "exhausted", "not enough left"
+    LIMIT = "limit", "the viewer's limit for this offer is reached"
+    CLOSED = "closed", "the offer or its session is over"
+    NOT_OPEN = "not_open", "the window has not begun"
+    FROZEN = "frozen", "sales of the room are stopped for now"
 
 
 class Reserve(Request, frozen=True):
@@ -164,12 +176,12 @@ class Reserved(Reply, frozen=True):
     available: int | None = None  # what is left, when that explains the outcome
 
 
-class ReleaseOutcome(StrEnum):
-    RELEASED = "released"  # now, or by an earlier call
-    EXPIRED = "expired"
-    ORDERED = "ordered"  # an order was placed: cancel that
-    SOLD = "sold"
-    UNKNOWN = "unknown"  # no such hold of this viewer
+class ReleaseOutcome(Outcome):
+    RELEASED = "released", "now, or by an earlier call"
+    EXPIRED = "expired", "its deadline had passed"
+    ORDERED = "ordered", "an order was placed: cancel that"
+    SOLD = "sold", "its order was paid"
+    UNKNOWN = "unknown", "no such hold of this viewer"
 
 
 class Release(Request, frozen=True):
@@ -198,13 +210,13 @@ class Address(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     postcode: Annotated[str, Meta(max_length=16)] = ""
 
 
-class PlaceOutcome(StrEnum):
-    PLACED = "placed"
-    EXPIRED = "expired"  # the hold ran out
-    RELEASED = "released"
-    UNKNOWN = "unknown"  # no such hold of this viewer
-    FROZEN = "frozen"
-    POLICY_NOT_ACCEPTED = "policy_not_accepted"  # the offer's return policy must be confirmed at purchase
+class PlaceOutcome(Outcome):
+    PLACED = "placed", "pay it until `pay_by`"
+    EXPIRED = "expired", "the hold ran out"
+    RELEASED = "released", "the hold was given back before"
+    UNKNOWN = "unknown", "no such hold of this viewer"
+    FROZEN = "frozen", "sales of the room are stopped for now"
+    POLICY_NOT_ACCEPTED = "policy_not_accepted", "the offer's return policy must be confirmed at purchase"
 
 
 class OrderPlace(Request, frozen=True):
@@ -223,11 +235,11 @@ class OrderPlaced(Reply, frozen=True):
     repeated: bool = False
 
 
-class CancelOutcome(StrEnum):
-    CANCELLED = "cancelled"
-    EXPIRED = "expired"  # the payment deadline had passed
-    PAID = "paid"  # too late: ask for a refund
-    UNKNOWN = "unknown"
+class CancelOutcome(Outcome):
+    CANCELLED = "cancelled", "now, or by an earlier call"
+    EXPIRED = "expired", "the payment deadline had passed"
+    PAID = "paid", "too late: ask for a refund"
+    UNKNOWN = "unknown", "no such order of this viewer"
 
 
 class OrderCancel(Request, frozen=True):
@@ -242,13 +254,13 @@ class OrderCancelled(Reply, frozen=True):
     order: str
 
 
-class PayOutcome(StrEnum):
-    PENDING = "pending"  # the provider has it; `order.paid` or `payment.declined` follows on the viewer's own channel
-    PAID = "paid"  # it was paid before
-    EXPIRED = "expired"
-    CANCELLED = "cancelled"
-    REFUNDED = "refunded"
-    UNKNOWN = "unknown"
+class PayOutcome(Outcome):
+    PENDING = "pending", "the provider has it; `order.paid` or `payment.declined` follows on the viewer's own channel"
+    PAID = "paid", "it was paid before"
+    EXPIRED = "expired", "the payment deadline had passed"
+    CANCELLED = "cancelled", "the order was cancelled"
+    REFUNDED = "refunded", "the order was refunded"
+    UNKNOWN = "unknown", "no such order of this viewer"
 
 
 class OrderPay(Request, frozen=True):
@@ -263,13 +275,13 @@ class OrderPaying(Reply, frozen=True):
     payment: str | None = None
 
 
-class SetAddressOutcome(StrEnum):
-    SET = "set"
-    SHIPPED = "shipped"  # too late: it is on its way to the address before
-    CANCELLED = "cancelled"
-    EXPIRED = "expired"
-    REFUNDED = "refunded"
-    UNKNOWN = "unknown"  # no such order of this viewer
+class SetAddressOutcome(Outcome):
+    SET = "set", "it will be sent there"
+    SHIPPED = "shipped", "too late: it is on its way to the address before"
+    CANCELLED = "cancelled", "the order was cancelled"
+    EXPIRED = "expired", "the order was not paid in time"
+    REFUNDED = "refunded", "the order was refunded"
+    UNKNOWN = "unknown", "no such order of this viewer"
 
 
 class OrderSetAddress(Request, frozen=True):
@@ -333,12 +345,12 @@ class WalletBalance(Reply, frozen=True):
 # --- envelopes ----------------------------------------------------------------------------------------------------------------------
 
 
-class GrabOutcome(StrEnum):
-    OPENED = "opened"
-    ALREADY = "already"  # this viewer has a share; `amount_minor` is it
-    EMPTY = "empty"
-    NOT_ELIGIBLE = "not_eligible"
-    CLOSED = "closed"
+class GrabOutcome(Outcome):
+    OPENED = "opened", "`amount_minor` is in the wallet"
+    ALREADY = "already", "this viewer has a share; `amount_minor` is it"
+    EMPTY = "empty", "all shares are taken"
+    NOT_ELIGIBLE = "not_eligible", "guests and the team take no part"
+    CLOSED = "closed", "the envelope is over"
 
 
 class EnvelopeGrab(Request, frozen=True):
@@ -356,12 +368,12 @@ class EnvelopeGrabbed(Reply, frozen=True):
 # --- draws --------------------------------------------------------------------------------------------------------------------------
 
 
-class EnterOutcome(StrEnum):
-    ENTERED = "entered"
-    AGAIN = "again"  # already in
-    NOT_ELIGIBLE = "not_eligible"
-    CLOSED = "closed"
-    FULL = "full"
+class EnterOutcome(Outcome):
+    ENTERED = "entered", "in"
+    AGAIN = "again", "already in"
+    NOT_ELIGIBLE = "not_eligible", "`condition` says what was not met"
+    CLOSED = "closed", "no more entries are taken"
+    FULL = "full", "it has as many entrants as it may have"
 
 
 class DrawEnter(Request, frozen=True):

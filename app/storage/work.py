@@ -23,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.core.registry import Registry
 from app.core.runtime import Runtime, at_text
 from app.core.settings import Settings
+from app.protocol.catalogue import may_carry
 from app.protocol.events import Event, encode_event, event_type
 from app.storage.audit import append_audit
 from app.storage.bulk import BulkInsert
@@ -144,6 +145,7 @@ class Work:
 
     def emit(self, room_id: str, channels: Sequence[str], event: Event) -> None:
         """Announces an event on these channels once the transaction has committed. One room's events keep their order."""
+        assert may_carry(channels, event), f"the catalogue does not name {list(channels)} for {type(event).__name__}"
         self._pending.append(
             {"room_id": room_id, "channels": list(channels), "type": event_type(event), "payload": encode_event(event), "attempts": 0}
         )
