@@ -27,20 +27,25 @@ class Taken(Enum):
 class Channel:
     """`top` is None until the first position is known."""
 
-    __slots__ = ("epoch", "held", "is_healing", "kind", "name", "recent", "top")
+    __slots__ = ("_held", "_recent", "epoch", "is_healing", "kind", "name", "top")
 
     def __init__(self, kind: Kind, name: str) -> None:
         self.kind = kind
         self.name = name
         self.epoch = ""
         self.top: int | None = None
-        self.recent: deque[Delivered] = deque(maxlen=RECENT_MAX)
-        self.held: list[Delivered] = []
+        self._recent: deque[Delivered] | None = None  # made by the first publication: most viewers' own channels never have one
+        self._held: list[Delivered] | None = None
         self.is_healing = False
 
     @property
     def lane(self) -> Lane:
         return LANE_OF[self.kind]
+
+    @property
+    def held(self) -> list[Delivered]:
+        """What came while a gap was open."""
+        return self._held or []
 
     def anchor(self, position: Position) -> None:
         """The stream stands here: what comes next has the offset after it."""
@@ -76,28 +81,35 @@ class Channel:
             return None
         for publication in missed:
             self._append(publication)
-        self.held = []
+        self._held = None
         self.is_healing = False
         return missed
 
     def restart(self, position: Position | None = None) -> None:
         """Forgets this life of the stream. Whoever had the channel must have been told."""
         self.epoch, self.top = position or ("", None)
-        self.recent.clear()
-        self.held = []
+        self._recent = self._held = None
         self.is_healing = False
 
     def after(self, offset: int) -> list[Delivered] | None:
         """What this node took after an offset; None when it no longer has all of it."""
         if self.top is None or self.top <= offset:
             return []
-        missed = merge(list(self.recent), (), offset)
+        missed = merge(self._recent or (), (), offset)
         return missed if missed is not None and offset + len(missed) == self.top else None
 
+    def trim(self) -> None:
+        """Nobody is coming in: what is kept for `after` is not needed."""
+        self._recent = None
+
     def _append(self, publication: Delivered) -> None:
-        self.recent.append(publication)
+        if self._recent is None:
+            self._recent = deque(maxlen=RECENT_MAX)
+        self._recent.append(publication)
         self.top = publication.offset
 
     def _hold(self, publication: Delivered) -> None:
-        if len(self.held) < HELD_MAX:
-            self.held.append(publication)  # beyond it the merge finds a gap, and the channel is given up
+        if self._held is None:
+            self._held = []
+        if len(self._held) < HELD_MAX:
+            self._held.append(publication)  # beyond it the merge finds a gap, and the channel is given up

@@ -109,7 +109,7 @@ async def _connect(hub: Hub, connection: Connection, command_id: int, request: C
         pipelined = connection.session.accept_connect(result, hub.now_ms(), expires_in_ms=_expires_in_ms(hub, caller))
         connection.flush()
         subscribing.send_tail(connection, tail)
-        feed.connections[connection] = tail[-1].offset if tail else start.top.offset
+        feed.enter(connection, tail[-1].offset if tail else start.top.offset)
     _begin(hub, connection, pipelined)
 
 

@@ -19,7 +19,11 @@ from app.protocol.codes import CloseCode
 from app.protocol.session import Limits, Session, State
 
 if TYPE_CHECKING:
+    from app.gateway.clocks import Slot
     from app.gateway.room import Member
+
+Pack = Callable[[bytes, bool], bytes]
+Watch = Callable[["Connection"], None]
 
 
 class Transport(Protocol):
@@ -51,26 +55,57 @@ class Transport(Protocol):
 
 
 class Connection:
-    __slots__ = ("caller", "codec", "id", "members", "paused_at_ms", "session", "settings", "transport", "write_packed")
+    """`watch` is called after all that may change what the session waits for."""
 
-    def __init__(self, *, connection_id: str, session: Session, codec: Codec, transport: Transport, settings: Settings) -> None:
+    __slots__ = (
+        "caller",
+        "codec",
+        "id",
+        "members",
+        "own_after",
+        "paused_at_ms",
+        "session",
+        "settings",
+        "slot",
+        "transport",
+        "watch",
+        "write_packed",
+    )
+
+    def __init__(
+        self, *, connection_id: str, session: Session, codec: Codec, transport: Transport, settings: Settings, watch: Watch | None = None
+    ) -> None:
         self.id = connection_id
         self.session = session
         self.codec = codec
         self.transport = transport
         self.write_packed = transport.write
         self.settings = settings
+        self.watch = watch
         self.caller: Caller = NOBODY
-        self.members: dict[str, Member] = {}  # by room: what this connection has of it
+        self.members: tuple[Member, ...] = ()  # what this connection has of each room
+        self.own_after = 0  # the offset after which it has its viewer's own channel
         self.paused_at_ms: float | None = None
+        self.slot: Slot | None = None  # of the clocks
 
     @property
     def is_open(self) -> bool:
         return self.session.state is not State.CLOSED
 
+    @property
+    def is_busy(self) -> bool:
+        """To be looked at every second."""
+        return self.is_open and (self.paused_at_ms is not None or self.session.is_busy)
+
+    def member_of(self, room_id: str) -> "Member | None":
+        for member in self.members:
+            if member.home.id == room_id:
+                return member
+        return None
+
     def is_in(self, room_id: str) -> bool:
         """Also while it is only coming in: a ban must reach who was admitted a moment before it."""
-        return room_id in self.members or any(channel.partition(":")[2] == room_id for channel in self.session.channels)
+        return self.member_of(room_id) is not None or any(one.partition(":")[2] == room_id for one in self.session.channels)
 
     @property
     def is_slow(self) -> bool:
@@ -81,10 +116,20 @@ class Connection:
         """From the transport: the client does not take what it is sent."""
         if self.paused_at_ms is None:
             self.paused_at_ms = asyncio.get_running_loop().time() * 1000
+            self._set_apart()
+            self._watch()
 
     def resume(self) -> None:
         """From the transport: what waited is out."""
         self.paused_at_ms = None
+
+    def _set_apart(self) -> None:
+        for member in self.members:
+            member.home.set_apart(member)
+
+    def _watch(self) -> None:
+        if self.watch is not None and self.is_open:
+            self.watch(self)
 
     def flush(self) -> None:
         """Hands over what the session has to say, and closes when the session is over."""
@@ -94,17 +139,23 @@ class Connection:
         code = self.session.close_code
         if code is not None:
             self.session.close_code = None
+            self._set_apart()
             CLOSES.labels(str(code.number)).inc()
             self.transport.close(code.number, code.reason)
+        self._watch()
 
     def write(self, frame: bytes) -> None:
-        """Publications, framed for all. A client that cannot take them is closed and recovers; stage events are never skipped."""
+        """Publications, framed for all."""
+        self.send(self.transport.pack(frame, self.codec.is_text))
+
+    def send(self, packed: bytes) -> None:
+        """A client that cannot take it is closed and recovers; stage events are never skipped."""
         if not self.is_open:
             return
-        if self.transport.buffered_bytes + len(frame) > self.settings.send_buffer_bytes_max:
+        if self.transport.buffered_bytes + len(packed) > self.settings.send_buffer_bytes_max:
             self.close(codes.SLOW)
         else:
-            self.write_packed(self.transport.pack(frame, self.codec.is_text))
+            self.write_packed(packed)
 
     def close(self, code: CloseCode) -> None:
         self.session.close(code)

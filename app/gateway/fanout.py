@@ -3,17 +3,24 @@
 An idle room's first event leaves at once. Under load a sweep begins when the window since the last one has passed (`stage_sweep_ms` with
 something of the stage, `sweep_ms` with chat alone) and takes all that came meanwhile: batches size themselves and the queue does not
 grow. A large room is walked in slices of `sweep_slice`, so that commands are not kept waiting. One sweep of a room at a time: order holds.
+
+A group of members that get the same bytes is walked with one call each: the bytes are made once, figures are multiplied, and whoever left
+the group between two slices is looked at singly, like all who are apart. A window that could fill a send buffer is carried singly to all.
 """
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import structlog
 
 from app.core.metrics import DELIVERIES, SHED
 from app.core.runtime import Runtime
 from app.core.settings import Settings
-from app.gateway.room import Entry, Member, Room, Window
-from app.gateway.sampling import hidden_lines, read_line
+from app.gateway.room import Group, Member, Part, Room
+from app.gateway.sampling import Figures, hidden_lines, read_line, tell_figures
 from app.gateway.shared_reads import Spawn
+from app.gateway.window import Entry, Parcel, Window
 from app.protocol.buckets import Bucket
 from app.protocol.channels import Kind, Lane
 from app.storage.streams import Delivered
@@ -23,12 +30,15 @@ _sampled = SHED.labels(Lane.CHAT.value, "sampled")
 _chat_slow = SHED.labels(Lane.CHAT.value, "slow")
 _pulse_slow = SHED.labels(Lane.PULSE.value, "slow")
 
+log = structlog.get_logger()
+
 
 @dataclass(slots=True)
 class _Pace:
-    """When a room was swept, and when it is next."""
+    """When a room was swept, when it is next, and what of its chat was shown since the last pulse."""
 
-    shown: Bucket
+    allowance: Bucket
+    figures: Figures = field(default_factory=Figures)
     swept_at: float = -1.0
     due: float = 0.0
     timer: asyncio.TimerHandle | None = None
@@ -45,6 +55,12 @@ class _Tally:
     hidden: int = 0
     chat_slow: int = 0
     pulse_slow: int = 0
+
+    def add(self, parcel: Parcel, times: int) -> None:
+        self.stage += parcel.stage * times
+        self.chat += parcel.chat * times
+        self.pulse += parcel.pulse * times
+        self.hidden += parcel.hidden * times
 
 
 class Fanout:
@@ -92,59 +108,102 @@ class Fanout:
         window, room.window = room.window, Window()
         if window.is_empty:
             return
-        self._sample(window, pace.shown)
-        members = list(room.members.values())
-        if len(members) <= self._settings.sweep_slice:
-            _carry(window, members)
+        if window.pulse is not None:
+            window.pulse = Entry(tell_figures(window.pulse.publication, pace.figures))
+            pace.figures = Figures()
+        if window.chat:
+            self._sample(window, pace)
+        parts = room.divide(window)
+        if sum(len(members) for _, members in parts) <= self._settings.sweep_slice:
+            for group, members in parts:
+                self._carry(window, group, members)
             return
         pace.is_sweeping = True
         room.sweeping = window
-        self._spawn(self._sweep(room, pace, window, members))
+        self._spawn(self._sweep(room, pace, window, parts))
 
-    async def _sweep(self, room: Room, pace: _Pace, window: Window, members: list[Member]) -> None:
-        for start in range(0, len(members), self._settings.sweep_slice):
-            _carry(window, members[start : start + self._settings.sweep_slice])
-            await asyncio.sleep(0)
-        pace.is_sweeping = False
-        room.sweeping = None
+    async def _sweep(self, room: Room, pace: _Pace, window: Window, parts: list[Part]) -> None:
+        try:
+            for group, members in _slices(parts, self._settings.sweep_slice):
+                self._carry(window, group, members)
+                await asyncio.sleep(0)
+        finally:
+            pace.is_sweeping = False
+            room.sweeping = None
         if not room.window.is_empty:
             self._schedule(room)
 
-    def _sample(self, window: Window, shown: Bucket) -> None:
+    def _sample(self, window: Window, pace: _Pace) -> None:
         """Hides from all but their authors what the room says above `chat_shown_per_s`. Lines are only read when it comes to that."""
         now_ms = self._loop.time() * 1000
-        if shown.take(now_ms, len(window.chat)):
+        pace.figures.add(said=len(window.chat), shown=len(window.chat))
+        if pace.allowance.take(now_ms, len(window.chat)):
             return
         lines = [read_line(entry.publication.data) for entry in window.chat]
-        allowance = int(shown.level(now_ms))
-        shown.take(now_ms, allowance)
-        for index in hidden_lines(lines, allowance, self._rng):
+        allowance = int(pace.allowance.level(now_ms))
+        pace.allowance.take(now_ms, allowance)
+        hidden = hidden_lines(lines, allowance, self._rng)
+        pace.figures.add(said=0, shown=-len(hidden))
+        for index in hidden:
             line = window.chat[index].line = lines[index]
             assert line is not None, "only lines are hidden"
             window.authors.add(line.viewer)
 
-
-def _carry(window: Window, members: list[Member]) -> None:
-    tally = _Tally()
-    for member in members:
-        if member.connection.is_open:
+    def _carry(self, window: Window, group: Group | None, members: list[Member]) -> None:
+        tally = _Tally()
+        if group is None:
+            apart = members
+        else:
+            parcel = window.parcel_of_group(group)  # asked for each slice: a channel may have been dropped in between
+            apart = members if len(parcel.packed) > self._settings.send_buffer_shed_bytes else _carry_to_group(group, parcel, members)
+            tally.add(parcel, len(members) - len(apart))
+        for member in apart:
             _carry_to(window, member, tally)
-    _count(tally)
+        _count(tally)
+
+
+def _slices(parts: list[Part], size: int) -> Iterator[Part]:
+    for group, members in parts:
+        for start in range(0, len(members), size):
+            yield group, members[start : start + size]
+
+
+def _carry_to_group(group: Group, parcel: Parcel, members: list[Member]) -> list[Member]:
+    """Returns those who are no longer in it. This loop is what a delivery costs."""
+    packed = parcel.packed
+    if not packed:
+        return []
+    moved: list[Member] = []
+    walk = iter(members)
+    while True:
+        try:
+            for member in walk:
+                if member.group is group:
+                    member.write(packed)
+                else:
+                    moved.append(member)
+        except (OSError, RuntimeError) as failure:  # a socket that is just ending: the walk goes on behind it
+            log.debug("client gone in a sweep", error=type(failure).__name__)
+        else:
+            return moved
 
 
 def _carry_to(window: Window, member: Member, tally: _Tally) -> None:
-    is_slow = member.connection.is_slow
+    connection = member.connection
+    if not connection.is_open:
+        return
+    is_slow = connection.is_slow
     parcel = window.parcel(member, is_slow=is_slow)
     if is_slow:
         chat, pulse = window.shed_by(member)
         tally.chat_slow += chat
         tally.pulse_slow += pulse
-    tally.hidden += parcel.hidden
-    if parcel.data:
-        tally.stage += parcel.stage
-        tally.chat += parcel.chat
-        tally.pulse += parcel.pulse
-        member.connection.write(parcel.data)
+    tally.add(parcel, 1)
+    if parcel.packed:
+        try:
+            connection.send(parcel.packed)
+        except (OSError, RuntimeError) as failure:  # as above
+            log.debug("client gone in a sweep", error=type(failure).__name__)
 
 
 def _count(tally: _Tally) -> None:

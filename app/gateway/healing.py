@@ -78,7 +78,7 @@ class Healing:
             missed = channel.heal(history, position)
             if missed is None:
                 break
-            feed.reads.forget()
+            feed.forget_reads()
             for publication in missed if self._is_live(feed) else ():
                 self._hub.deliver(feed, publication)
             return

@@ -23,7 +23,8 @@ from app.core.metrics import CONNECTIONS, DELIVERIES, SUBSCRIPTIONS
 from app.gateway.admission import Admission
 from app.gateway.bus import Bus
 from app.gateway.channel import Taken
-from app.gateway.connection import Connection, Transport, limits_of
+from app.gateway.clocks import Clocks
+from app.gateway.connection import Connection, Pack, Transport, limits_of
 from app.gateway.fanout import Fanout
 from app.gateway.healing import Healing
 from app.gateway.room import Feed, Room, UserFeed
@@ -42,6 +43,8 @@ DRAIN_SLICE_S = 0.1
 STOP_S_MAX = 5.0
 PRESENCE_EVERY_S = 5.0  # also without a change, well inside `presence_ttl_s`
 
+_stage_deliveries = DELIVERIES.labels(Lane.STAGE.value)
+
 log = structlog.get_logger()
 
 
@@ -54,6 +57,8 @@ class Hub:
         self.connections: set[Connection] = set()
         self.rooms: dict[str, Room] = {}
         self.users: dict[str, UserFeed] = {}
+        self.clocks = Clocks()
+        self._watch = self.clocks.watch
         self._limits = limits_of(engines.settings)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loops: list[asyncio.Task[None]] = []
@@ -145,19 +150,24 @@ class Hub:
         share = self.engines.runtime.rng.uniform(0.05, 1.0)
         session = Session(codec, self._limits, now_ms=self.now_ms(), first_ping_share=share)
         connection_id = self.engines.runtime.new_id()
-        connection = Connection(connection_id=connection_id, session=session, codec=codec, transport=transport, settings=self.settings)
+        connection = Connection(
+            connection_id=connection_id, session=session, codec=codec, transport=transport, settings=self.settings, watch=self._watch
+        )
+        self.clocks.watch(connection)
         self.connections.add(connection)
         CONNECTIONS.set(len(self.connections))
         return connection
 
     def disconnect(self, connection: Connection) -> None:
         connection.session.lose()
+        self.clocks.forget(connection)
         self.connections.discard(connection)
         CONNECTIONS.set(len(self.connections))
-        for room_id in list(connection.members):
-            SUBSCRIPTIONS.dec(self.rooms[room_id].leave_all(connection))
+        for member in connection.members:
+            SUBSCRIPTIONS.dec(member.home.leave_all(connection))
         feed = self.users.get(connection.caller.id)
-        if feed is not None and feed.connections.pop(connection, None) is not None:
+        if feed is not None:
+            feed.leave(connection)
             self._drop_if_idle(feed)
 
     # --- rooms and viewers ----------------------------------------------------------------------------------------------------------
@@ -184,6 +194,7 @@ class Hub:
             yield feed
         finally:
             feed.pending -= 1
+            feed.settle()
             self._drop_if_idle(feed)
 
     def _drop_if_idle(self, feed: UserFeed) -> None:
@@ -219,7 +230,7 @@ class Hub:
 
     def take(self, feed: Feed, publication: Delivered) -> None:
         if publication.offset:
-            feed.reads.forget()
+            feed.forget_reads()
         taken = feed.channel.take(publication)
         if taken is Taken.OTHER_LIFE:
             self.give_up(feed)
@@ -232,6 +243,7 @@ class Hub:
     def deliver(self, feed: Feed, publication: Delivered) -> None:
         if isinstance(feed, UserFeed):
             _deliver_to_user(feed, publication)
+            feed.settle()
         else:
             parsed = parse_channel(publication.channel)
             assert parsed is not None, "a feed has a channel of ours"
@@ -244,11 +256,11 @@ class Hub:
         """
         channel = feed.channel
         channel.restart()
-        feed.reads.forget()
+        feed.forget_reads()
         if isinstance(feed, UserFeed):
-            for connection in list(feed.connections):
+            connections, feed.connections = feed.connections, ()
+            for connection in connections:
                 connection.close(code or codes.INSUFFICIENT_STATE)
-            feed.connections.clear()
             return
         room = self.rooms.get(channel.name.partition(":")[2])
         if room is None:
@@ -306,11 +318,15 @@ class Hub:
                 log.exception("gateway step failed", step=step.__name__)
 
     async def _tick(self) -> None:
-        connections = list(self.connections)
-        for start in range(0, len(connections), self.settings.sweep_slice):
+        due = self.clocks.take_due(self.now_ms())
+        for start in range(0, len(due), self.settings.sweep_slice):
             now_ms = self.now_ms()
-            for connection in connections[start : start + self.settings.sweep_slice]:
-                connection.tick(now_ms)
+            for connection in due[start : start + self.settings.sweep_slice]:
+                try:
+                    connection.tick(now_ms)
+                except Exception:  # the others must not go without pings for one that fails
+                    log.exception("tick failed", connection=connection.id)
+                    self.clocks.watch(connection)
             await asyncio.sleep(0)
 
     async def _write_presence(self) -> None:
@@ -334,15 +350,17 @@ class Hub:
 
 
 def _deliver_to_user(feed: UserFeed, publication: Delivered) -> None:
-    frames: dict[str, bytes] = {}
-    for connection, after in list(feed.connections.items()):
-        if publication.offset and publication.offset <= after:
+    packed: dict[tuple[str, Pack], bytes] = {}
+    for connection in feed.connections:
+        if publication.offset and publication.offset <= connection.own_after:
             continue
-        codec = connection.codec
-        if codec.name not in frames:
-            frames[codec.name] = codec.publication(publication.channel, publication.offset, publication.data)
-        connection.write(frames[codec.name])
-        DELIVERIES.labels(Lane.STAGE.value).inc()
+        codec, pack = connection.codec, connection.transport.pack
+        data = packed.get((codec.name, pack))
+        if data is None:
+            frame = codec.publication(publication.channel, publication.offset, publication.data)
+            data = packed[codec.name, pack] = pack(frame, codec.is_text)
+        connection.send(data)
+        _stage_deliveries.inc()
 
 
 _CLOSES = {str(code.number): code for code in codes.CLOSES}

@@ -1,176 +1,125 @@
 """A room on this node: its channels, who is in it, and what waits for the next sweep.
 
-A member has, for each channel of the room, the offset after which publications are for it. So a late comer never gets again what its
-subscribe reply told, and members need no note of what each was sent: a sweep carries one window to all of them.
+Invariants
+- A member has, for each channel of the room, the offset after which publications are for it. So a late comer never gets again what its
+  subscribe reply told, and members need no note of what each was sent: a sweep carries one window to all of them.
+- Members that get the same bytes are in one group and are written to without a question. Apart from the groups are those for whom each
+  window must be looked at: newcomers, until all that they know already has passed; the paused; the closed; authors of a hidden line.
+  Only the beginning of a sweep takes a member into a group (`divide`), anything may take it out at any time.
+
+An idle viewer pays for what is here: no containers of its own where one reference does.
 """
 
-from app.core.caller import Caller
+from collections.abc import Iterator
+from sys import intern
+
 from app.gateway.channel import Channel
-from app.gateway.connection import Connection
-from app.gateway.sampling import Line
+from app.gateway.connection import Connection, Pack
 from app.gateway.shared_reads import SharedReads, Spawn
+from app.gateway.window import ABSENT, Window
 from app.protocol.channels import Kind
 from app.protocol.codec import Codec
-from app.storage.streams import Delivered
 
-ABSENT = -1  # the member does not have the channel
+KINDS = (Kind.ROOM, Kind.CHAT, Kind.STAFF)
 
 
 class Feed:
     """A channel and the reads that its subscribers share."""
 
-    __slots__ = ("channel", "reads")
+    __slots__ = ("_reads", "_spawn", "channel")
 
     def __init__(self, kind: Kind, name: str, spawn: Spawn) -> None:
-        self.channel = Channel(kind, name)
-        self.reads = SharedReads(spawn)
+        self.channel = Channel(kind, intern(name))
+        self._spawn = spawn
+        self._reads: SharedReads | None = None
+
+    @property
+    def reads(self) -> SharedReads:
+        if self._reads is None:
+            self._reads = SharedReads(self._spawn)
+        return self._reads
+
+    def forget_reads(self) -> None:
+        """The channel has moved on."""
+        if self._reads is not None:
+            self._reads.forget()
 
 
 class UserFeed(Feed):
-    """A viewer's own channel, with the connections that have it and the offset after which each does."""
+    """A viewer's own channel, with the connections that have it; each knows the offset after which it does."""
 
     __slots__ = ("connections", "pending", "viewer_id")
 
     def __init__(self, viewer_id: str, spawn: Spawn) -> None:
         super().__init__(Kind.USER, f"user:{viewer_id}", spawn)
         self.viewer_id = viewer_id
-        self.connections: dict[Connection, int] = {}
+        self.connections: tuple[Connection, ...] = ()
         self.pending = 0  # connects under way
+
+    def enter(self, connection: Connection, after: int) -> None:
+        connection.own_after = after
+        if connection not in self.connections:
+            self.connections += (connection,)
+
+    def leave(self, connection: Connection) -> None:
+        self.connections = tuple(one for one in self.connections if one is not connection)
+
+    def settle(self) -> None:
+        """When nobody is coming in, nothing is kept for those who are: there are as many of these as viewers."""
+        if not self.pending:
+            self._reads = None
+            self.channel.trim()
 
 
 class Member:
     """One connection in one room. `room`, `chat` and `staff` are the offsets after which it is to be sent, or ABSENT."""
 
-    __slots__ = ("chat", "connection", "room", "staff", "viewer_id")
+    __slots__ = ("chat", "connection", "group", "home", "room", "staff", "twin", "write")
 
-    def __init__(self, connection: Connection, caller: Caller) -> None:
+    def __init__(self, connection: Connection, home: "Room") -> None:
         self.connection = connection
-        self.viewer_id = caller.id
+        self.write = connection.write_packed
+        self.home = home
+        self.group: Group | None = None
         self.room = ABSENT
         self.chat = ABSENT
         self.staff = ABSENT
+        self.twin: Member | None = None  # the same viewer's next connection
+
+    @property
+    def viewer_id(self) -> str:
+        return self.connection.caller.id
 
     @property
     def is_idle(self) -> bool:
         return self.room == self.chat == self.staff == ABSENT
 
 
-class Entry:
-    """A publication on its way out, framed once a codec."""
+class Group:
+    """Members with the same codec, packing and channels: what one gets, all get."""
 
-    __slots__ = ("_frames", "line", "publication")
+    __slots__ = ("chat", "codec", "members", "pack", "room", "staff")
 
-    def __init__(self, publication: Delivered) -> None:
-        self.publication = publication
-        self.line: Line | None = None  # of chat that is not shown to all: its author still sees it
-        self._frames: dict[str, bytes] = {}
-
-    def frame(self, codec: Codec) -> bytes:
-        frame = self._frames.get(codec.name)
-        if frame is None:
-            channel, offset, _, data = self.publication
-            frame = self._frames[codec.name] = codec.publication(channel, offset, data)
-        return frame
+    def __init__(self, codec: Codec, pack: Pack, has: tuple[bool, ...]) -> None:
+        self.codec = codec
+        self.pack = pack
+        self.members: set[Member] = set()
+        self.room, self.chat, self.staff = (0 if one else ABSENT for one in has)  # after every offset that a window can begin with
 
 
-class Parcel:
-    """What one group of members is sent in one write."""
-
-    __slots__ = ("chat", "data", "hidden", "pulse", "stage")
-
-    def __init__(self, codec: Codec, stage: list[Entry], pulse: list[Entry], chat: list[Entry], *, hidden: int) -> None:
-        self.data = codec.join([entry.frame(codec) for entry in (*stage, *pulse, *chat)])
-        self.stage = len(stage)
-        self.pulse = len(pulse)
-        self.chat = len(chat)
-        self.hidden = hidden  # chat lines left out by sampling
-
-
-class Window:
-    """What a room's channels brought since the last sweep. Parcels are composed once for all members that are to get the same."""
-
-    __slots__ = ("_parcels", "authors", "chat", "figures", "pulse", "room", "staff")
-
-    def __init__(self) -> None:
-        self.room: list[Entry] = []
-        self.staff: list[Entry] = []
-        self.chat: list[Entry] = []
-        self.pulse: Entry | None = None
-        self.figures: Entry | None = None  # the team's own reading
-        self.authors: set[str] = set()  # of hidden lines
-        self._parcels: dict[tuple[str, int, int, int, str, bool, bool], Parcel] = {}
-
-    @property
-    def is_empty(self) -> bool:
-        return not (self.room or self.staff or self.chat or self.pulse or self.figures)
-
-    @property
-    def has_stage(self) -> bool:
-        return bool(self.room or self.staff)
-
-    def add(self, kind: Kind, entry: Entry) -> None:
-        if entry.publication.offset:
-            self._entries(kind).append(entry)
-        elif kind is Kind.STAFF:
-            self.figures = entry  # for the team alone; only the newest matters
-        else:
-            self.pulse = entry  # only the newest matters
-
-    def drop(self, kind: Kind) -> None:
-        """The channel's life is over: its publications mean nothing to whoever subscribes from now on."""
-        self._entries(kind).clear()
-        self._parcels.clear()
-
-    def _entries(self, kind: Kind) -> list[Entry]:
-        return {Kind.ROOM: self.room, Kind.STAFF: self.staff, Kind.CHAT: self.chat}[kind]
-
-    def parcel(self, member: Member, *, is_slow: bool) -> Parcel:
-        codec = member.connection.codec
-        author = member.viewer_id if member.viewer_id in self.authors else ""
-        room, staff, chat = _start(self.room, member.room), _start(self.staff, member.staff), _start(self.chat, member.chat)
-        pulse = self.pulse if member.room != ABSENT else None
-        figures = self.figures if member.staff != ABSENT else None
-        if is_slow:
-            chat, pulse, figures = ABSENT, None, None
-        key = (codec.name, room, staff, chat, author, pulse is None, figures is None)
-        parcel = self._parcels.get(key)
-        if parcel is None:
-            stage = _after(self.room, room) + _after(self.staff, staff)
-            parcel = self._parcels[key] = self._compose(codec, stage, [pulse, figures], _after(self.chat, chat), author)
-        return parcel
-
-    @staticmethod
-    def _compose(codec: Codec, stage: list[Entry], readings: list[Entry | None], lines: list[Entry], author: str) -> Parcel:
-        """Stage before the pulse, the pulse before chat."""
-        pulse = [reading for reading in readings if reading is not None]
-        seen = [entry for entry in lines if entry.line is None or entry.line.viewer == author]
-        return Parcel(codec, stage, pulse, seen, hidden=len(lines) - len(seen))
-
-    def shed_by(self, member: Member) -> tuple[int, int]:
-        """Chat lines and readings that a slow member goes without."""
-        readings = (self.pulse is not None and member.room != ABSENT) + (self.figures is not None and member.staff != ABSENT)
-        return len(_after(self.chat, member.chat)), readings
-
-
-def _start(entries: list[Entry], after: int) -> int:
-    """The same number for all members that get the same entries; ABSENT when there are none for them."""
-    if after == ABSENT or not entries or entries[-1].publication.offset <= after:
-        return ABSENT
-    return max(after, entries[0].publication.offset - 1)
-
-
-def _after(entries: list[Entry], after: int) -> list[Entry]:
-    return [] if after == ABSENT else [entry for entry in entries if entry.publication.offset > after]
+_GroupKey = tuple[str, Pack, bool, bool, bool]
+Part = tuple[Group | None, list[Member]]
 
 
 class Room:
     def __init__(self, room_id: str, spawn: Spawn) -> None:
         self.id = room_id
-        self.feeds = {kind: Feed(kind, f"{kind}:{room_id}", spawn) for kind in (Kind.ROOM, Kind.CHAT, Kind.STAFF)}
-        self.members: dict[Connection, Member] = {}
+        self.feeds = {kind: Feed(kind, f"{kind}:{room_id}", spawn) for kind in KINDS}
+        self.groups: dict[_GroupKey, Group] = {}
+        self.apart: set[Member] = set()
         self.window = Window()
         self.sweeping: Window | None = None
-        self.viewers: dict[str, int] = {}  # viewer -> connections
+        self.viewers: dict[str, Member] = {}  # the head of each viewer's connections here
         self.new_viewers: set[str] = set()  # since presence was last written
         self.pending = 0  # subscribes under way keep the room open
         self.presence_count = 0  # as last written
@@ -178,32 +127,42 @@ class Room:
 
     @property
     def is_idle(self) -> bool:
-        return not self.members and not self.pending
+        return not self.viewers and not self.pending
+
+    @property
+    def members(self) -> list[Member]:
+        return [*self.apart, *(member for group in self.groups.values() for member in group.members)]
+
+    # --- coming and going -----------------------------------------------------------------------------------------------------------
 
     def enter(self, connection: Connection, kind: Kind, after: int) -> None:
-        member = self.members.get(connection)
+        member = connection.member_of(self.id)
         if member is None:
-            member = self.members[connection] = connection.members[self.id] = Member(connection, connection.caller)
-            self.viewers[member.viewer_id] = self.viewers.get(member.viewer_id, 0) + 1
+            member = Member(connection, self)
+            connection.members += (member,)
+            member.twin = self.viewers.get(member.viewer_id)
+            self.viewers[member.viewer_id] = member
             self.new_viewers.add(member.viewer_id)
         setattr(member, kind.value, after)
+        self.set_apart(member)
 
     def leave(self, connection: Connection, kind: Kind) -> bool:
         """False when it was not there."""
-        member = self.members.get(connection)
+        member = connection.member_of(self.id)
         if member is None or getattr(member, kind.value) == ABSENT:
             return False
         setattr(member, kind.value, ABSENT)
+        self.set_apart(member)
         if member.is_idle:
             self._remove(member)
         return True
 
     def leave_all(self, connection: Connection) -> int:
         """How many channels the connection had."""
-        return sum(self.leave(connection, kind) for kind in self.feeds)
+        return sum(self.leave(connection, kind) for kind in KINDS)
 
     def subscribers(self, kind: Kind) -> list[Connection]:
-        return [connection for connection, member in self.members.items() if getattr(member, kind.value) != ABSENT]
+        return [member.connection for member in self.members if getattr(member, kind.value) != ABSENT]
 
     def drop(self, kind: Kind) -> None:
         self.window.drop(kind)
@@ -211,8 +170,61 @@ class Room:
             self.sweeping.drop(kind)
 
     def _remove(self, member: Member) -> None:
-        del self.members[member.connection]
-        member.connection.members.pop(self.id, None)
-        self.viewers[member.viewer_id] -= 1
-        if not self.viewers[member.viewer_id]:
+        self.apart.discard(member)
+        connection = member.connection
+        connection.members = tuple(one for one in connection.members if one is not member)
+        others = [one for one in self.members_of(member.viewer_id) if one is not member]
+        if not others:
             del self.viewers[member.viewer_id]
+            return
+        self.viewers[member.viewer_id] = others[0]
+        for one, twin in zip(others, (*others[1:], None), strict=True):
+            one.twin = twin
+
+    def members_of(self, viewer_id: str) -> Iterator[Member]:
+        member = self.viewers.get(viewer_id)
+        while member is not None:
+            yield member
+            member = member.twin
+
+    # --- who gets what --------------------------------------------------------------------------------------------------------------
+
+    def set_apart(self, member: Member) -> None:
+        """From now on each window is looked at for this member, the rest of one that is being swept too."""
+        if member.group is not None:
+            member.group.members.discard(member)
+            member.group = None
+        self.apart.add(member)
+
+    def divide(self, window: Window) -> list[Part]:
+        """All members: by groups, and those apart. Afterwards whoever has nothing of its own any more is in a group."""
+        for author in window.authors:
+            for member in self.members_of(author):
+                self.set_apart(member)
+        parts: list[Part] = [(group, list(group.members)) for group in self.groups.values() if group.members]
+        if self.apart:
+            parts.append((None, list(self.apart)))
+            tops = [max(self.feeds[kind].channel.top or 0, window.last_offset(kind)) for kind in KINDS]
+            for member in [one for one in self.apart if _is_ordinary(one, tops)]:
+                self._take_into_group(member)
+        return parts
+
+    def _take_into_group(self, member: Member) -> None:
+        connection = member.connection
+        has = (member.room != ABSENT, member.chat != ABSENT, member.staff != ABSENT)
+        pack = connection.transport.pack
+        key = (connection.codec.name, pack, *has)
+        group = self.groups.get(key)
+        if group is None:
+            group = self.groups[key] = Group(connection.codec, pack, has)
+        self.apart.discard(member)
+        group.members.add(member)
+        member.group = group
+
+
+def _is_ordinary(member: Member, tops: list[int]) -> bool:
+    """Whether every publication that can still come is for it, and nothing keeps it from taking it."""
+    if member.connection.is_slow or not member.connection.is_open:
+        return False
+    room, chat, staff = tops
+    return member.room <= room and member.chat <= chat and member.staff <= staff

@@ -1,13 +1,23 @@
 """Which chat lines are shown when a room says more than people can read. Pure, but for the generator that it is given.
 
-Lines of the team are always shown, and everybody sees their own. Of the rest each window shows what its bucket holds, chosen uniformly
-among that window's lines: neither the first, nor the fastest, nor the loudest have an edge.
+The rule, as viewers may know it (docs/sampling.md):
+- A room shows `chat_shown_per_s` lines a second (20). What is not used is kept for one second, so a room that was quiet may show as many
+  again at once. While no more is said than that, everything is shown.
+- Above it, each window (`sweep_ms`) shows what is left of the allowance, chosen uniformly at random among the lines of that window: neither
+  the first, nor the fastest, nor the loudest have an edge.
+- Lines of the team are always shown, and so is all that is no viewer's line (purchase notices, deletions). They use up the allowance, but
+  never wait for it. Everybody sees every line of their own.
+- Each node draws for its own viewers. What it tells them in the pulse are its own figures: `said`, the lines of the room since the last
+  pulse, and `shown`, how many of them it showed to all. A viewer's own hidden lines come on top.
+- Nothing is lost: history and the moderators' record have every line.
 """
 
 import random
 from collections.abc import Sequence
 
 import msgspec
+
+from app.storage.streams import Delivered
 
 
 class Line(msgspec.Struct):
@@ -40,3 +50,30 @@ def hidden_lines(lines: Sequence[Line | None], allowance: int, rng: random.Rando
     if len(ordinary) <= allowance:
         return set()
     return set(ordinary) - set(rng.sample(ordinary, allowance))
+
+
+class Figures(msgspec.Struct):
+    """Lines since the last pulse, as one node counts them."""
+
+    said: int = 0
+    shown: int = 0
+
+    def add(self, *, said: int, shown: int) -> None:
+        self.said += said
+        self.shown += shown
+
+
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_encoder = msgspec.json.Encoder()
+
+
+def tell_figures(publication: Delivered, figures: Figures) -> Delivered:
+    """The pulse with what this node showed. A reading without these two stays as it is."""
+    try:
+        fields = _fields.decode(publication.data)
+    except msgspec.DecodeError:
+        return publication
+    if not {"said", "shown"} <= fields.keys():
+        return publication
+    fields |= {"said": msgspec.Raw(b"%d" % figures.said), "shown": msgspec.Raw(b"%d" % figures.shown)}
+    return publication._replace(data=_encoder.encode(fields))

@@ -18,6 +18,9 @@ class Bucket:
             self._at_ms = now_ms
         return self._level
 
+    def is_full(self, now_ms: float) -> bool:
+        return self.level(now_ms) >= self._burst
+
     def take(self, now_ms: float, count: int = 1) -> bool:
         """Takes `count`, or nothing at all when there are fewer."""
         if self.level(now_ms) < count:

@@ -2,7 +2,7 @@
 
     incoming = session.receive(frame, now_ms)      # what is to be carried out; the rest is answered already
     session.reply(incoming.id, result)             # or refuse(...); exactly once a command
-    session.tick(now_ms)                           # about once a second: pings, timeouts, late answers
+    session.tick(now_ms)                           # at `due_ms`, and about once a second while it `is_busy`
     transport.write(codec.join(session.data_to_send()))
 
 The caller's obligations: send `data_to_send()` after every call; once `state` is closed, send what is left and close the socket with
@@ -10,6 +10,7 @@ The caller's obligations: send `data_to_send()` after every call; once `state` i
 
 It owns the life cycle, ids, limits, time-outs, and which channels the client has.
 It does not know rights, rooms or histories, and publications do not pass through it: the gateway frames them once for all viewers.
+There are very many of it and nearly all are idle, so what only a busy one needs is made when it is needed and dropped at the next ping.
 
     opening --connect accepted--> connected --drain()--> draining --answers are out--> closed
        '---------- any broken rule, time-out or close() -------------------------------'
@@ -18,6 +19,7 @@ It does not know rights, rooms or histories, and publications do not pass throug
 from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum, auto
+from sys import intern
 from typing import NamedTuple
 
 from app.core.errors import ErrorCode
@@ -96,6 +98,29 @@ class _Awaited(NamedTuple):
 
 
 class Session:
+    __slots__ = (
+        "_awaited",
+        "_calls",
+        "_codec",
+        "_connect_id",
+        "_drain_until_ms",
+        "_errors",
+        "_expires_at_ms",
+        "_first_ping_share",
+        "_flood",
+        "_held",
+        "_is_refused",
+        "_limits",
+        "_out",
+        "_ping_at_ms",
+        "_pong_due_ms",
+        "_rate",
+        "_stale_at_ms",
+        "channels",
+        "close_code",
+        "state",
+    )
+
     def __init__(self, codec: Codec, limits: Limits, *, now_ms: float, first_ping_share: float) -> None:
         """`first_ping_share` in (0, 1]: how far into the interval the first ping comes, so that neighbours do not ping in step."""
         self.state = State.OPENING
@@ -103,10 +128,10 @@ class Session:
         self.channels: dict[str, bool] = {}  # channel -> subscribed (False: being subscribed)
         self._codec = codec
         self._limits = limits
-        self._out: list[bytes] = []
-        self._awaited: dict[int, _Awaited] = {}
+        self._out: list[bytes] | None = None
+        self._awaited: dict[int, _Awaited] | None = None
         self._calls = 0
-        self._held: deque[Command] = deque()
+        self._held: deque[Command] | None = None
         self._connect_id = 0  # of the connect being answered
         self._is_refused = False  # a connect has failed: what follows is ignored
         self._stale_at_ms = now_ms + limits.connect_timeout_ms
@@ -115,10 +140,9 @@ class Session:
         self._pong_due_ms = NEVER_MS
         self._expires_at_ms = NEVER_MS
         self._drain_until_ms = NEVER_MS
-        rate = limits.commands_per_s_max
-        self._rate = Bucket(per_s=rate, burst=rate * 2, now_ms=now_ms)
-        self._flood = Bucket(per_s=rate * FLOOD_FACTOR, burst=rate * FLOOD_FACTOR, now_ms=now_ms)
-        self._errors = Bucket(per_s=ERRORS_FORGIVEN_PER_S, burst=limits.errors_max, now_ms=now_ms)
+        self._rate: Bucket | None = None  # None: full
+        self._flood: Bucket | None = None
+        self._errors: Bucket | None = None
 
     # --- from the client ------------------------------------------------------------------------------------------------------------
 
@@ -138,12 +162,29 @@ class Session:
         return [] if self.state is State.CLOSED else incoming
 
     def _take_message(self, message: bytes, incoming: list[Incoming], now_ms: float) -> None:
-        if not self._flood.take(now_ms):
+        if not self._may_flow(now_ms):
             self.close(codes.CONNECTION_RATE)
         elif len(message) > self._limits.message_bytes_max:
             self._refuse_oversized(message, now_ms)
         else:
             self._take_command(self._codec.decode(message), incoming, now_ms)
+
+    def _may_flow(self, now_ms: float) -> bool:
+        if self._flood is None:
+            rate = self._limits.commands_per_s_max * FLOOD_FACTOR
+            self._flood = Bucket(per_s=rate, burst=rate, now_ms=now_ms)
+        return self._flood.take(now_ms)
+
+    def _may_command(self, now_ms: float) -> bool:
+        if self._rate is None:
+            rate = self._limits.commands_per_s_max
+            self._rate = Bucket(per_s=rate, burst=rate * 2, now_ms=now_ms)
+        return self._rate.take(now_ms)
+
+    def _may_err(self, now_ms: float) -> bool:
+        if self._errors is None:
+            self._errors = Bucket(per_s=ERRORS_FORGIVEN_PER_S, burst=self._limits.errors_max, now_ms=now_ms)
+        return self._errors.take(now_ms)
 
     def _refuse_oversized(self, message: bytes, now_ms: float) -> None:
         """By an error reply: closing with 1009 is final for some SDKs and retried for ever by others."""
@@ -162,7 +203,7 @@ class Session:
             if self.state is State.OPENING and not self._connect_id:
                 self.close(codes.CLOSE_BAD_REQUEST)
             return
-        if len(requests) != 1 or (command.id == 0 and not isinstance(requests[0], SendRequest)) or command.id in self._awaited:
+        if len(requests) != 1 or (command.id == 0 and not isinstance(requests[0], SendRequest)) or self._is_awaiting(command.id):
             self.close(codes.CLOSE_BAD_REQUEST)
             return
         if self.state is State.OPENING:
@@ -173,8 +214,10 @@ class Session:
     def _take_before_connected(self, command: Command, request: Request, incoming: list[Incoming], now_ms: float) -> None:
         """Only a connect may come first; what is pipelined behind it waits for its outcome."""
         is_connect = isinstance(request, ConnectRequest)
-        if self._connect_id and not is_connect and len(self._held) < self._limits.held_commands_max:
-            self._held.append(command)
+        held = self._held if self._held is not None else deque[Command]()
+        if self._connect_id and not is_connect and len(held) < self._limits.held_commands_max:
+            held.append(command)
+            self._held = held
         elif is_connect and not self._connect_id:
             self._connect_id = command.id
             self._await(command.id, now_ms)
@@ -189,10 +232,10 @@ class Session:
             case SendRequest():
                 pass  # one-way messages have no meaning here, and no answer
             case PingRequest():
-                self._out.append(self._codec.encode(reply_with(command_id, PingResult())))
+                self._say(reply_with(command_id, PingResult()))
             case _ if self.state is State.DRAINING:
                 self._send_error(command_id, codes.SERVICE_UNAVAILABLE, "this node is shutting down; connect again", now_ms)
-            case _ if not self._rate.take(now_ms):
+            case _ if not self._may_command(now_ms):
                 self._send_error(command_id, codes.TOO_MANY_REQUESTS, "too many commands a second; slow down", now_ms)
             case PublishRequest():
                 self._send_error(command_id, codes.PERMISSION_DENIED, "clients do not publish; use an RPC method such as chat.send", now_ms)
@@ -216,7 +259,7 @@ class Session:
         if refusal is not None:
             self._send_error(command_id, *refusal, now_ms)
             return
-        self.channels[request.channel] = False
+        self.channels[intern(request.channel)] = False  # the same name in thousands of sessions
         self._await(command_id, now_ms, channel=request.channel)
         incoming.append(Incoming(command_id, request))
 
@@ -224,11 +267,11 @@ class Session:
         """Answered at once; a channel that the client does not have is no error. Its own channel stays."""
         parsed = parse_channel(channel)
         if parsed is not None and parsed[0] is not Kind.USER:
-            under_way = [one for one, awaited in self._awaited.items() if awaited.channel == channel]
+            under_way = [one for one, awaited in (self._awaited or {}).items() if awaited.channel == channel]
             for subscribe_id in under_way:
                 self.refuse(subscribe_id, codes.INTERNAL, "unsubscribed before it was subscribed", now_ms)
             self.channels.pop(channel, None)
-        self._out.append(self._codec.encode(reply_with(command_id, UnsubscribeResult())))
+        self._say(reply_with(command_id, UnsubscribeResult()))
 
     def _refusal_of_channel(self, channel: str) -> tuple[ErrorCode, str] | None:
         parsed = parse_channel(channel)
@@ -245,6 +288,8 @@ class Session:
         return None
 
     def _await(self, command_id: int, now_ms: float, *, channel: str = "", is_call: bool = False) -> None:
+        if self._awaited is None:
+            self._awaited = {}
         self._awaited[command_id] = _Awaited(now_ms + self._limits.answer_ms_max, channel, is_call)
         self._calls += is_call
 
@@ -258,20 +303,21 @@ class Session:
         self._connect_id = 0
         self.state = State.CONNECTED
         self._ping_at_ms = now_ms + self._limits.ping_interval_ms * self._first_ping_share
-        self.channels |= dict.fromkeys(result.subs, True)
-        self._out.append(self._codec.encode(reply_with(command_id, result)))
+        self._stale_at_ms = NEVER_MS
+        self.channels |= {intern(channel): True for channel in result.subs}
+        self._say(reply_with(command_id, result))
         self.extend(now_ms, expires_in_ms)
         return self._release_held(now_ms)
 
     def _release_held(self, now_ms: float) -> list[Incoming]:
         incoming: list[Incoming] = []
-        while self._held and self.state is State.CONNECTED:
-            command = self._held.popleft()
-            if command.id in self._awaited:
+        held, self._held = self._held, None
+        while held and self.state is State.CONNECTED:
+            command = held.popleft()
+            if self._is_awaiting(command.id):
                 self.close(codes.CLOSE_BAD_REQUEST)
             else:
                 self._take_request(command.id, command.requests()[0], incoming, now_ms)
-        self._held.clear()
         return [] if self.state is State.CLOSED else incoming
 
     def extend(self, now_ms: float, expires_in_ms: float) -> None:
@@ -285,7 +331,7 @@ class Session:
             return False
         if isinstance(result, SubscribeResult):
             self.channels[awaited.channel] = True
-        self._out.append(self._codec.encode(reply_with(command_id, result)))
+        self._say(reply_with(command_id, result))
         return True
 
     def refuse(self, command_id: int, error: ErrorCode, text: str, now_ms: float) -> None:
@@ -302,20 +348,23 @@ class Session:
     def _give_up_connect(self) -> None:
         self._is_refused = True
         self._connect_id = 0
-        self._held.clear()
+        self._held = None
 
     def is_awaited(self, command_id: int) -> bool:
-        return self.state is not State.CLOSED and command_id in self._awaited
+        return self.state is not State.CLOSED and self._is_awaiting(command_id)
+
+    def _is_awaiting(self, command_id: int) -> bool:
+        return self._awaited is not None and command_id in self._awaited
 
     def _answered(self, command_id: int) -> _Awaited | None:
-        awaited = self._awaited.pop(command_id, None) if self.state is not State.CLOSED else None
+        awaited = self._awaited.pop(command_id, None) if self._awaited is not None else None
         if awaited is not None:
             self._calls -= awaited.is_call
         return awaited
 
     def _send_error(self, command_id: int, error: ErrorCode, text: str, now_ms: float) -> None:
-        self._out.append(self._codec.encode(Reply(id=command_id, error=Error(error.number, text or error.text, error.temporary))))
-        if not error.temporary and not self._errors.take(now_ms):
+        self._say(Reply(id=command_id, error=Error(error.number, text or error.text, error.temporary)))
+        if not error.temporary and not self._may_err(now_ms):
             self.close(codes.TOO_MANY_ERRORS)
 
     # --- unasked --------------------------------------------------------------------------------------------------------------------
@@ -323,7 +372,7 @@ class Session:
     def push_unsubscribe(self, channel: str, code: int, reason: str) -> None:
         """Takes a channel away. From code 2500 on the SDK subscribes again by itself."""
         if self.channels.pop(channel, None) and self.state is not State.CLOSED:
-            self._out.append(self._codec.encode(Reply(push=Push(channel=channel, unsubscribe=Unsubscribed(code, reason)))))
+            self._say(Reply(push=Push(channel=channel, unsubscribe=Unsubscribed(code, reason))))
 
     def is_subscribed(self, channel: str) -> bool:
         return self.state in {State.CONNECTED, State.DRAINING} and self.channels.get(channel, False)
@@ -341,18 +390,27 @@ class Session:
         """Says so in a push, since proxies lose close codes, and ends the session. The first reason stands."""
         if self.state is State.CLOSED:
             return
-        self._out.append(self._codec.encode(Reply(push=Push(disconnect=Disconnected(code.number, code.reason, code.reconnect)))))
+        self._say(Reply(push=Push(disconnect=Disconnected(code.number, code.reason, code.reconnect))))
         self.lose()
         self.close_code = code
 
     def lose(self) -> None:
         """The socket is gone, or is about to be closed."""
         self.state = State.CLOSED
-        self._awaited.clear()
-        self._held.clear()
-        self.channels.clear()
+        self._awaited = self._held = None
+        self.channels = {}
 
     # --- time -----------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def due_ms(self) -> float:
+        """When it is next to be ticked, if nothing happens before."""
+        return min(self._stale_at_ms, self._ping_at_ms, self._pong_due_ms, self._expires_at_ms)
+
+    @property
+    def is_busy(self) -> bool:
+        """Something is under way whose end may have to be enforced."""
+        return bool(self._awaited) or self.state is State.DRAINING
 
     def tick(self, now_ms: float) -> None:
         if self.state is State.CLOSED:
@@ -378,9 +436,21 @@ class Session:
 
     def _ping(self, now_ms: float) -> None:
         """Also when data flowed: some SDKs restart their timer only on a ping."""
-        self._out.append(self._codec.ping)
+        self._put(self._codec.ping)
         self._ping_at_ms = now_ms + self._limits.ping_interval_ms
         self._pong_due_ms = now_ms + self._limits.pong_timeout_ms
+        self._let_go(now_ms)
+
+    def _let_go(self, now_ms: float) -> None:
+        """What the busy time left behind."""
+        if not self._awaited:
+            self._awaited = None
+        if self._rate is not None and self._rate.is_full(now_ms):
+            self._rate = None
+        if self._flood is not None and self._flood.is_full(now_ms):
+            self._flood = None
+        if self._errors is not None and self._errors.is_full(now_ms):
+            self._errors = None
 
     def _close_if_drained(self, now_ms: float) -> None:
         if self.state is State.DRAINING and (not self._awaited or now_ms >= self._drain_until_ms):
@@ -388,5 +458,14 @@ class Session:
 
     def data_to_send(self) -> list[bytes]:
         """Messages for the client since the last call, in order."""
-        out, self._out = self._out, []
-        return out
+        out, self._out = self._out, None
+        return out or []
+
+    def _say(self, reply: Reply) -> None:
+        self._put(self._codec.encode(reply))
+
+    def _put(self, message: bytes) -> None:
+        if self._out is None:
+            self._out = [message]
+        else:
+            self._out.append(message)

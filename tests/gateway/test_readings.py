@@ -3,8 +3,12 @@
 Regression: the room's window kept one reading whatever its channel, so the team's figures went to every viewer in place of the pulse.
 """
 
+from types import SimpleNamespace
+from typing import Any
+
 from app.core.caller import Caller
-from app.gateway.room import ABSENT, Entry, Member, Window
+from app.gateway.room import Member, Room
+from app.gateway.window import ABSENT, Entry, Window
 from app.protocol.channels import Kind
 from app.storage.streams import Delivered
 
@@ -14,6 +18,7 @@ FIGURES = Entry(Delivered("staff:r", 0, "e", b'{"type":"figures.updated"}'))
 
 class JsonLike:
     name = "json"
+    is_text = True
 
     def publication(self, channel: str, offset: int, data: bytes) -> bytes:
         return channel.encode() + data
@@ -24,10 +29,20 @@ class JsonLike:
 
 class Line:
     codec = JsonLike()
+    caller = Caller(id="ann", name="Ann", kind="viewer")
+
+    @staticmethod
+    def pack(payload: bytes, is_text: bool) -> bytes:
+        return payload
+
+    def __init__(self) -> None:
+        self.transport = self
+        self.write_packed = SimpleNamespace()
 
 
 def member(**channels: int) -> Member:
-    person = Member(Line(), Caller(id="ann", name="Ann", kind="viewer"))  # type: ignore[arg-type] - only the codec is asked for
+    line: Any = Line()
+    person = Member(line, Room("r", lambda _: _))  # type: ignore[arg-type,return-value] - nothing is spawned
     for name, after in channels.items():
         setattr(person, name, after)
     return person
@@ -42,15 +57,15 @@ def window() -> Window:
 
 def test_figures_are_for_the_team_and_the_pulse_for_the_room() -> None:
     made = window()
-    assert made.parcel(member(room=0), is_slow=False).data == b'room:r{"type":"room.pulse"}'
-    assert made.parcel(member(staff=0), is_slow=False).data == b'staff:r{"type":"figures.updated"}'
+    assert made.parcel(member(room=0), is_slow=False).packed == b'room:r{"type":"room.pulse"}'
+    assert made.parcel(member(staff=0), is_slow=False).packed == b'staff:r{"type":"figures.updated"}'
     assert made.parcel(member(room=0, staff=0), is_slow=False).pulse == 2
-    assert made.parcel(member(chat=0), is_slow=False).data == b""
+    assert made.parcel(member(chat=0), is_slow=False).packed == b""
 
 
 def test_a_slow_member_goes_without_readings_and_they_are_counted() -> None:
     made = window()
-    assert made.parcel(member(room=0, staff=0), is_slow=True).data == b""
+    assert made.parcel(member(room=0, staff=0), is_slow=True).packed == b""
     assert [made.shed_by(person) for person in (member(room=0), member(room=0, staff=0), member(chat=ABSENT))] == [(0, 1), (0, 2), (0, 0)]
 
 
