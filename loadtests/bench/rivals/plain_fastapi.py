@@ -1,6 +1,7 @@
-"""The plain way, to measure against: FastAPI as tutorials write it. `python -m loadtests.plain PORT [REDIS_URL]`.
+"""The plain way: FastAPI as tutorials write it. `python -m loadtests.bench.rivals.plain_fastapi PORT [REDIS_URL]`.
 
-`/ws` broadcasts with `await send_text` in a loop whatever is posted to `/say`; `/reserve` runs one script call a request.
+`/ws` broadcasts with `await send_text` in a loop what any of its clients sends; `/reserve` runs one script call a request.
+uvicorn as it comes, but for pings and compression, which are off in all servers of the comparison.
 """
 
 import sys
@@ -9,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import redis.asyncio as redis_asyncio
 import uvicorn
-from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
+from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 from pydantic import BaseModel
 
 RESERVE = """
@@ -51,16 +52,11 @@ async def watch(socket: WebSocket) -> None:
     sockets.add(socket)
     try:
         while True:
-            await socket.receive_text()
+            text = await socket.receive_text()
+            for one in list(sockets):
+                await one.send_text(text)
     except WebSocketDisconnect:
         sockets.discard(socket)
-
-
-@app.post("/say")
-async def say(request: Request) -> None:
-    text = (await request.body()).decode()
-    for socket in list(sockets):
-        await socket.send_text(text)
 
 
 @app.post("/reserve")
@@ -70,4 +66,6 @@ async def reserve(hold: Hold) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    uvicorn.run(app, port=int(sys.argv[1]), log_level="error", access_log=False, ws_per_message_deflate=False, ws_ping_interval=None)
+    uvicorn.run(
+        app, port=int(sys.argv[1]), log_level="error", access_log=False, ws_per_message_deflate=False, ws_ping_interval=None, backlog=4096
+    )
