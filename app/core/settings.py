@@ -81,8 +81,17 @@ class Settings(BaseSettings):
     send_stalled_s_max: Positive = 10
     joins_per_s: Positive = 2_000
     drain_s: float = 30.0
+    refresh_grace_s: Positive = Field(default=25, description="SDKs refresh when the token expires, not before; then close 3005")
     position_check_s: Positive = 40
-    presence_ttl_s: Positive = 15
+    presence_ttl_s: Positive = Field(default=15, description="how long a node that died is still counted")
+    bus_silence_s: Annotated[float, Field(gt=0)] = Field(
+        default=5.0, description="then the engine is asked for a sign of life; none within as long again: the line is dead"
+    )
+    bus_lost_s_max: Annotated[float, Field(ge=0)] = Field(
+        default=30.0,
+        description="a node cut off from the engine for longer sends its viewers to other nodes (3011, over `drain_s`); 0: never",
+    )
+    rechecks_per_s: Positive = Field(default=2_000, description="memberships looked at again after the engine was away, for lost bans")
 
     # Streams
     stage_history_events_max: Positive = 300

@@ -5,6 +5,7 @@ already cost the most. `Retry-After` is jittered, so that those refused together
 """
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -22,9 +23,10 @@ class Refusal:
 
 
 class Admission:
-    def __init__(self, settings: Settings, *, now_ms: float, rng: random.Random) -> None:
+    def __init__(self, settings: Settings, *, now_ms: float, rng: random.Random, is_cut_off: Callable[[], bool] = lambda: False) -> None:
         self._settings = settings
         self._rng = rng
+        self._is_cut_off = is_cut_off  # the node, from its engine: another one may hear it
         self._joins = Bucket(per_s=settings.joins_per_s, burst=settings.joins_per_s, now_ms=now_ms)
 
     def refusal(self, *, origin: str, host: str, connections: int, is_draining: bool, now_ms: float) -> Refusal | None:
@@ -33,6 +35,8 @@ class Admission:
             return Refusal(403, "origin")
         if is_draining:
             return self._later("draining")
+        if self._is_cut_off():
+            return self._later("cut_off")
         if connections >= self._settings.connections_max:
             return self._later("connections")
         if not self._joins.take(now_ms):

@@ -182,4 +182,5 @@ def limits_of(settings: Settings) -> Limits:
         channels_max=settings.channels_per_client_max,
         commands_per_s_max=settings.commands_per_s_max,
         errors_max=settings.errors_per_connection_max,
+        refresh_grace_ms=settings.refresh_grace_s * 1000,
     )

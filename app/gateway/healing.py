@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from redis.exceptions import RedisError
 
+from app.domains.chat.service import without_deleted
 from app.gateway.room import Feed
 from app.protocol import codes
 from app.protocol.channels import Kind
 from app.protocol.codes import CloseCode
-from app.storage.streams import Position
+from app.storage.streams import Delivered, Position
 
 if TYPE_CHECKING:
     from app.gateway.hub import Hub
@@ -32,6 +33,7 @@ log = structlog.get_logger()
 class Healing:
     def __init__(self, hub: "Hub") -> None:
         self._hub = hub
+        self._cuts = 0  # of the bus
         self._tasks: set[asyncio.Task[None]] = set()
 
     def heal(self, feed: Feed) -> None:
@@ -39,7 +41,8 @@ class Healing:
         self._spawn(self._heal(feed))
 
     def heal_all(self) -> None:
-        """After the bus was away: anything may be missing."""
+        """After the bus was away: anything may be missing, also of what a healing under way has read before."""
+        self._cuts += 1
         feeds = [feed for feed in self._feeds() if feed.channel.top is not None and not feed.channel.is_healing]
         for feed in feeds:
             feed.channel.is_healing = True
@@ -70,8 +73,9 @@ class Healing:
         for attempt in range(ATTEMPTS_MAX):
             if channel.top is None or not channel.is_healing:
                 return  # given up meanwhile
+            cuts = self._cuts
             try:
-                history, position = await self._hub.engines.streams.history(channel.name, since_offset=channel.top)
+                history, position = await self._read(feed, channel.top)
             except (RedisError, OSError):
                 await asyncio.sleep(min(PAUSE_S_MAX, 0.1 * 2**attempt))
                 continue
@@ -81,10 +85,19 @@ class Healing:
             feed.forget_reads()
             for publication in missed if self._is_live(feed) else ():
                 self._hub.deliver(feed, publication)
-            return
+            if cuts == self._cuts:
+                return
+            channel.is_healing = True  # the bus was away since
+            continue
         log.warning("gap not healed", channel=channel.name)
         if self._is_live(feed):
             self._hub.give_up(feed, code)
+
+    async def _read(self, feed: Feed, top: int) -> tuple[list[Delivered], Position]:
+        """A line of chat that was deleted meanwhile is not handed out again; its deletion stands in its place."""
+        engines = self._hub.engines
+        history, position = await engines.streams.history(feed.channel.name, since_offset=top)
+        return (await without_deleted(engines, history) if feed.channel.kind is Kind.CHAT else history), position
 
     def _is_live(self, feed: Feed) -> bool:
         return self._hub.feed_of(feed.channel.name) is feed

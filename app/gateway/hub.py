@@ -21,10 +21,12 @@ from redis.exceptions import RedisError
 from app.core.errors import AppError
 from app.core.metrics import CONNECTIONS, DELIVERIES, SUBSCRIPTIONS
 from app.gateway.admission import Admission
+from app.gateway.attendance import Attendance
 from app.gateway.bus import Bus
 from app.gateway.channel import Taken
 from app.gateway.clocks import Clocks
 from app.gateway.connection import Connection, Pack, Transport, limits_of
+from app.gateway.cutoff import WATCH_S, CutOff
 from app.gateway.fanout import Fanout
 from app.gateway.healing import Healing
 from app.gateway.room import Feed, Room, UserFeed
@@ -33,15 +35,14 @@ from app.protocol.channels import USER_BUCKETS, Kind, Lane, parse_channel
 from app.protocol.codec import Codec
 from app.protocol.codes import CloseCode
 from app.protocol.session import Session
-from app.storage import presence
 from app.storage.redis import blocking_client
-from app.storage.streams import Delivered, parse_push, push_channel
+from app.storage.streams import Delivered, parse_runs, push_channel
 from app.storage.work import Engines
 
 TICK_S = 1.0
 DRAIN_SLICE_S = 0.1
 STOP_S_MAX = 5.0
-PRESENCE_EVERY_S = 5.0  # also without a change, well inside `presence_ttl_s`
+OPEN_AGAIN_S = 0.5
 
 _stage_deliveries = DELIVERIES.labels(Lane.STAGE.value)
 
@@ -70,13 +71,24 @@ class Hub:
         self._loop = asyncio.get_running_loop()
         self.fanout = Fanout(self.settings, self.engines.runtime, self.spawn)
         self._client = blocking_client(self.settings.fanout_redis_url or self.settings.redis_url)
-        self.admission = Admission(self.settings, now_ms=self.now_ms(), rng=self.engines.runtime.rng)
         self.healing = Healing(self)
-        self.bus = Bus(self._client, on_push=self._on_push, on_control=self._on_control, on_return=self.healing.heal_all)
+        self.attendance = Attendance(self.engines, self.node_id)
+        self.cutoff = CutOff(self)
+        self.admission = Admission(
+            self.settings, now_ms=self.now_ms(), rng=self.engines.runtime.rng, is_cut_off=lambda: self.cutoff.is_too_long
+        )
+        self.bus = Bus(
+            self._client,
+            silence_s=self.settings.bus_silence_s,
+            on_push=self._on_push,
+            on_control=self._on_control,
+            on_return=self._on_return,
+        )
         self._loops = [
             asyncio.create_task(self.bus.run()),
             asyncio.create_task(self._every(TICK_S, self._tick)),
-            asyncio.create_task(self._every(TICK_S, self._write_presence)),
+            asyncio.create_task(self._every(self.attendance.step_s, self._write_presence)),
+            asyncio.create_task(self._every(WATCH_S, self.cutoff.watch)),
             asyncio.create_task(self._every(TICK_S, self._close_idle)),
             asyncio.create_task(self.healing.check_positions()),
         ]
@@ -89,7 +101,7 @@ class Hub:
                 await self.bus.open(push_channel(tag))
                 return
             except AppError:
-                continue  # the engine is away; `open` has waited for it already
+                await asyncio.sleep(OPEN_AGAIN_S)  # the engine is away
 
     async def drain(self) -> None:
         """Closes everybody with 3001, spread over `drain_s`, so that the next node is not stormed."""
@@ -118,6 +130,7 @@ class Hub:
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
+        await self.attendance.withdraw(list(self.rooms.values()))
         await self.healing.stop()
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=STOP_S_MAX)
@@ -126,6 +139,11 @@ class Hub:
         for room_id in list(self.rooms):
             self.fanout.forget(room_id)
         await self._client.aclose()
+
+    @property
+    def is_hearing(self) -> bool:
+        """Started, and in touch with the other nodes."""
+        return bool(self._loops) and self.bus.is_connected
 
     def now_ms(self) -> float:
         """The clock of sessions: the event loop's, which never runs backwards."""
@@ -214,7 +232,7 @@ class Hub:
     async def _close_idle(self) -> None:
         """A room is let go a while after its last viewer, so that a page reload costs no new subscription."""
         for room in [room for room in self.rooms.values() if room.is_idle]:
-            await self._record_presence(room)
+            await self.attendance.record(room)
             if room.is_idle:
                 del self.rooms[room.id]
                 self.fanout.forget(room.id)
@@ -223,10 +241,16 @@ class Hub:
     # --- from the bus ---------------------------------------------------------------------------------------------------------------
 
     def _on_push(self, message: bytes) -> None:
-        for publication in parse_push(message):
-            feed = self.feed_of(publication.channel)
+        for channel, publications in parse_runs(message):
+            feed = self.feed_of(channel)
             if feed is not None:
-                self.take(feed, publication)
+                for publication in publications:
+                    self.take(feed, publication)
+
+    def _on_return(self) -> None:
+        """The bus is back: whatever came over it meanwhile is lost."""
+        self.healing.heal_all()
+        self.cutoff.on_return()
 
     def take(self, feed: Feed, publication: Delivered) -> None:
         if publication.offset:
@@ -296,7 +320,7 @@ class Hub:
         room = message.get("room", "")
         if message.get("do") == "recount":
             if room in self.rooms:
-                self.rooms[room].new_viewers |= set(self.rooms[room].viewers)
+                self.attendance.recount(self.rooms[room])
             return
         for connection in [one for one in self.connections if one.caller.id and one.caller.id == message.get("user")]:
             if message.get("do") == "disconnect" and (not room or connection.is_in(room)):
@@ -330,23 +354,7 @@ class Hub:
             await asyncio.sleep(0)
 
     async def _write_presence(self) -> None:
-        for room in list(self.rooms.values()):
-            count = len(room.viewers)
-            is_due = self._loop.time() - room.presence_at >= PRESENCE_EVERY_S
-            if room.new_viewers or count != room.presence_count or (count and is_due):
-                await self._record_presence(room)
-
-    async def _record_presence(self, room: Room) -> None:
-        count, new = len(room.viewers), room.new_viewers
-        if not count and not room.presence_count and not new:
-            return
-        room.new_viewers = set()
-        try:
-            await presence.record(self.engines, room.id, self.node_id, count, sorted(new))
-        except (RedisError, OSError):
-            room.new_viewers |= new
-            raise
-        room.presence_count, room.presence_at = count, self._loop.time()
+        await self.attendance.write(list(self.rooms.values()))
 
 
 def _deliver_to_user(feed: UserFeed, publication: Delivered) -> None:

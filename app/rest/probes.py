@@ -47,8 +47,9 @@ async def healthz() -> JSONResponse:
 @router.get("/readyz")
 @public
 async def readyz(request: Request, engines: EnginesDep) -> JSONResponse:
-    """503 with the reasons while an engine is out of reach or the process drains."""
+    """503 with the reasons while an engine is out of reach, the process does not hear what other nodes say, or it drains."""
     checks = await engines.check()
+    checks["bus"] = "ok" if request.app.state.hub.is_hearing else "lost"
     if request.app.state.draining:
         checks["process"] = "draining"
     ready = all(answer == "ok" for answer in checks.values())

@@ -26,7 +26,7 @@ async def test_probes_answer(client: httpx2.AsyncClient, app: FastAPI) -> None:
     assert (await client.get("/healthz")).json() == {"status": "ok"}
     ready = await client.get("/readyz")
     assert ready.status_code == 200
-    assert ready.json() == {"status": "ok", "checks": {"sales": "ok", "fan-out": "ok", "sql": "ok"}}
+    assert ready.json() == {"status": "ok", "checks": {"sales": "ok", "fan-out": "ok", "sql": "ok", "bus": "ok"}}
     app.state.draining = True
     draining = await client.get("/readyz")
     assert draining.status_code == 503
@@ -39,7 +39,8 @@ async def test_readiness_names_the_engine_that_is_away(settings: Settings) -> No
         answer = await client.get("/readyz")
     await app.state.engines.close()
     assert answer.status_code == 503
-    assert answer.json() == {"status": "unavailable", "checks": {"sales": "ConnectionError", "fan-out": "ConnectionError", "sql": "ok"}}
+    checks = {"sales": "ConnectionError", "fan-out": "ConnectionError", "sql": "ok", "bus": "lost"}
+    assert answer.json() == {"status": "unavailable", "checks": checks}
 
 
 async def test_every_metric_is_ours(client: httpx2.AsyncClient) -> None:
