@@ -205,8 +205,13 @@ class Room:
         if self.apart:
             parts.append((None, list(self.apart)))
             tops = [max(self.feeds[kind].channel.top or 0, window.last_offset(kind)) for kind in KINDS]
-            for member in [one for one in self.apart if _is_ordinary(one, tops)]:
-                self._take_into_group(member)
+            remaining: set[Member] = set()  # a new one: a set that once was large stays large
+            for member in self.apart:
+                if _is_ordinary(member, tops):
+                    self._take_into_group(member)
+                else:
+                    remaining.add(member)
+            self.apart = remaining
         return parts
 
     def _take_into_group(self, member: Member) -> None:
@@ -217,7 +222,6 @@ class Room:
         group = self.groups.get(key)
         if group is None:
             group = self.groups[key] = Group(connection.codec, pack, has)
-        self.apart.discard(member)
         group.members.add(member)
         member.group = group
 

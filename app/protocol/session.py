@@ -135,7 +135,7 @@ class Session:
         self._connect_id = 0  # of the connect being answered
         self._is_refused = False  # a connect has failed: what follows is ignored
         self._stale_at_ms = now_ms + limits.connect_timeout_ms
-        self._first_ping_share = first_ping_share
+        self._first_ping_share: float | None = first_ping_share  # until the client is connected
         self._ping_at_ms = NEVER_MS
         self._pong_due_ms = NEVER_MS
         self._expires_at_ms = NEVER_MS
@@ -151,7 +151,10 @@ class Session:
         incoming: list[Incoming] = []
         if self.state is State.CLOSED or self._is_refused:
             return incoming
-        self._pong_due_ms = NEVER_MS  # any sign of life will do
+        if self._pong_due_ms != NEVER_MS:
+            self._pong_due_ms = NEVER_MS  # any sign of life will do
+            if frame == self._codec.ping:
+                return incoming  # the one pong that is expected: nothing to read, nothing to count
         try:
             for message in self._codec.split(frame):
                 self._take_message(message, incoming, now_ms)
@@ -302,7 +305,8 @@ class Session:
             return []
         self._connect_id = 0
         self.state = State.CONNECTED
-        self._ping_at_ms = now_ms + self._limits.ping_interval_ms * self._first_ping_share
+        self._ping_at_ms = now_ms + self._limits.ping_interval_ms * (self._first_ping_share or 1.0)
+        self._first_ping_share = None
         self._stale_at_ms = NEVER_MS
         self.channels |= {intern(channel): True for channel in result.subs}
         self._say(reply_with(command_id, result))

@@ -11,6 +11,7 @@ What it does not do: check a signature (service.py), or say in which room a comm
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from app.core.caller import ANYWHERE, Caller
@@ -61,6 +62,9 @@ AVATAR_CHARS_MAX = 500
 ROLES_MAX = 64
 ROOMS_MAX = 256
 LEVEL_MAX = 1000
+STANDINGS_MAX = 1000  # sets of grants that are kept ready
+
+_NO_ROLES: frozenset[str] = frozenset()
 
 # Subjects become parts of channel names, of engine keys and of ledger accounts: no colon, brace, space or slash.
 _SUBJECT = re.compile(r"[A-Za-z0-9._@|+=~-]{1,64}", re.ASCII)
@@ -95,9 +99,9 @@ def identity_of(claims: Mapping[str, Any], *, guest_rights: Collection[str]) -> 
         id=subject,
         name=_text(info.get("name"), NAME_CHARS_MAX) or subject,
         kind=kind,
-        grants=_rooms_of_rights({right: frozenset({ANYWHERE}) for right in guest_rights} if kind == "guest" else rights_of(grants)),
+        grants=_guest_grants(tuple(guest_rights)) if kind == "guest" else _granted(tuple(grants)),
         rooms=_rooms(claims.get("rooms")),
-        roles=frozenset() if kind == "guest" else frozenset(grant_text(grant) for grant in grants),
+        roles=_NO_ROLES if kind == "guest" else _role_texts(tuple(grants)),
         avatar=_text(info.get("avatar"), AVATAR_CHARS_MAX),
         level=_level(info.get("level")),
         expires_at_s=None if expires is None else int(expires),
@@ -153,6 +157,24 @@ def _rooms_of_rights(grants: dict[str, frozenset[str]]) -> dict[str, frozenset[s
     """Callers compare often: a scope that holds everywhere needs no list of rooms beside it."""
     everywhere = frozenset({ANYWHERE})
     return {right: everywhere if ANYWHERE in scope else scope for right, scope in grants.items()}
+
+
+# One object for all callers of the same standing: a web process keeps a caller for each of its viewers.
+
+
+@lru_cache(maxsize=STANDINGS_MAX)
+def _granted(grants: tuple[Grant, ...]) -> dict[str, frozenset[str]]:
+    return _rooms_of_rights(rights_of(grants))
+
+
+@lru_cache(maxsize=STANDINGS_MAX)
+def _guest_grants(rights: tuple[str, ...]) -> dict[str, frozenset[str]]:
+    return _rooms_of_rights({right: frozenset({ANYWHERE}) for right in rights})
+
+
+@lru_cache(maxsize=STANDINGS_MAX)
+def _role_texts(grants: tuple[Grant, ...]) -> frozenset[str]:
+    return frozenset(grant_text(grant) for grant in grants)
 
 
 def _grants(claim: Any) -> list[Grant]:
