@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from app.core.logs import configure_logs
 from app.core.settings import Settings
 from app.gateway.endpoint import frame_bytes_max
+from app.gateway.handover import http_protocol
 from app.main import create_app
 
 FORCE_LOOK_S = 0.1
@@ -33,6 +34,8 @@ class Server(uvicorn.Server):
                 await asyncio.wait([drain], timeout=FORCE_LOOK_S)
             drain.cancel()
             await asyncio.gather(drain, return_exceptions=True)
+            if self.force_exit:
+                hub.abort()  # uvicorn waits for sockets that it no longer knows how to close
         await super().shutdown(sockets)
 
 
@@ -45,8 +48,8 @@ def serve(settings: Settings, *, descriptor: int | None = None) -> None:
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http="httptools",
-        ws="websockets-sansio",
+        http=http_protocol(app.state.hub),
+        ws="websockets-sansio",  # for handshakes that the gateway's door leaves to the ASGI route
         ws_max_size=frame_bytes_max(settings),  # the gateway itself refuses what is too large, by an error reply
         ws_ping_interval=None,  # the client protocol has pings of its own
         ws_ping_timeout=None,

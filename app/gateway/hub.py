@@ -11,7 +11,7 @@ Holds no truth: whatever is here can be lost and is read again from the engines.
 
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
@@ -63,6 +63,7 @@ class Hub:
         self._limits = limits_of(engines.settings)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loops: list[asyncio.Task[None]] = []
+        self._is_empty: asyncio.Event | None = None  # while `stop` waits for it
 
     # --- life -----------------------------------------------------------------------------------------------------------------------
 
@@ -127,6 +128,7 @@ class Hub:
         self.is_draining = True
         for connection in list(self.connections):
             connection.close(codes.SHUTDOWN)
+        await self._until_gone()
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
@@ -139,6 +141,19 @@ class Hub:
         for room_id in list(self.rooms):
             self.fanout.forget(room_id)
         await self._client.aclose()
+
+    async def _until_gone(self) -> None:
+        """The sockets themselves: nobody else waits for those that were handed over. Each has a deadline of its own; this is the net."""
+        if self.connections:
+            self._is_empty = asyncio.Event()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._is_empty.wait(), self.settings.close_grace_s + TICK_S)
+        self.abort()
+
+    def abort(self) -> None:
+        """Drops every socket at once, with what waits for it."""
+        for connection in list(self.connections):
+            connection.transport.abort()
 
     @property
     def is_hearing(self) -> bool:
@@ -180,6 +195,8 @@ class Hub:
         connection.session.lose()
         self.clocks.forget(connection)
         self.connections.discard(connection)
+        if self._is_empty is not None and not self.connections:
+            self._is_empty.set()
         CONNECTIONS.set(len(self.connections))
         for member in connection.members:
             SUBSCRIPTIONS.dec(member.home.leave_all(connection))

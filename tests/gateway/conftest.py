@@ -18,6 +18,7 @@ from app.core.settings import Settings
 from app.domains.accounts.endpoints import DOMAIN as ACCOUNTS
 from app.domains.accounts.service import make_token
 from app.gateway import endpoint
+from app.gateway.handover import http_protocol
 from app.gateway.hub import Hub
 from app.protocol.codes import BANNED, UNKNOWN_CHANNEL
 from app.protocol.commands import Reply, Request
@@ -25,6 +26,8 @@ from app.serve import Server
 from app.storage.work import Engines
 from tests.support.runtime import TestRuntime
 from tests.support.waiting import wait_until
+
+SHELLS = ("socket", "asgi")
 
 
 class Echo(Request, frozen=True):
@@ -104,7 +107,7 @@ class Node:
         await self.hub.stop()
 
 
-async def start_node(engines: Engines, settings: Settings | None = None) -> Node:
+async def start_node(engines: Engines, settings: Settings | None = None, shell: str = "socket") -> Node:
     app = FastAPI()
     app.state.engines = engines
     hub = app.state.hub = Hub(engines if settings is None else with_settings(engines, settings))
@@ -114,6 +117,7 @@ async def start_node(engines: Engines, settings: Settings | None = None) -> Node
         app,
         host="127.0.0.1",
         port=0,
+        http=http_protocol(hub) if shell == "socket" else "httptools",
         ws="websockets-sansio",
         ws_max_size=endpoint.frame_bytes_max(hub.settings),
         ws_per_message_deflate=False,
@@ -135,21 +139,28 @@ def with_settings(engines: Engines, settings: Settings) -> Engines:
 
 
 class Nodes:
-    def __init__(self, engines: Engines, stack: AsyncExitStack) -> None:
+    def __init__(self, engines: Engines, stack: AsyncExitStack, shell: str) -> None:
         self._engines = engines
         self._stack = stack
+        self._shell = shell
 
     async def start(self, **settings: Any) -> Node:
         changed = self._engines.settings.model_copy(update=settings) if settings else None
-        node = await start_node(self._engines, changed)
+        node = await start_node(self._engines, changed, self._shell)
         self._stack.push_async_callback(node.stop)
         return node
 
 
 @pytest.fixture
-async def nodes(engines: Engines) -> AsyncGenerator[Nodes]:
+def shell() -> str:
+    """What carries the sessions: "socket" (handed over) or "asgi". A module that concerns both parametrizes it: `SHELLS`."""
+    return "socket"
+
+
+@pytest.fixture
+async def nodes(engines: Engines, shell: str) -> AsyncGenerator[Nodes]:
     async with AsyncExitStack() as stack:
-        yield Nodes(engines, stack)
+        yield Nodes(engines, stack, shell)
 
 
 @pytest.fixture

@@ -1,0 +1,153 @@
+"""The viewers' door: uvicorn's HTTP protocol, which answers the gateway's path itself and hands the socket over.
+
+uvicorn reads the head of every request. For an ordinary websocket handshake to `PATH` this class asks `decide`, the same question that the
+ASGI route asks, writes the 101 (or the refusal) and lets a `ViewerSocket` take the loop's transport. No ASGI scope, task or queue is
+made, and nothing of uvicorn stays with the viewer. A handshake that is out of the ordinary (a body, a doubled field, another version,
+a bad key) takes uvicorn's way: its websocket class refuses it properly, or the ASGI route serves it.
+
+What came in behind the handshake goes to whoever has the socket then; uvicorn itself drops it.
+
+uvicorn counts its open connections and closes them when it stops. Viewers are not among them any more: the hub closes them (`drain`,
+`stop`). The address, which may carry a secret, is logged nowhere.
+"""
+
+import asyncio
+from base64 import b64decode
+from typing import Any, NamedTuple, cast
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from websockets.utils import accept_key
+
+from app.gateway.admission import Refusal
+from app.gateway.endpoint import PATH, decide
+from app.gateway.hub import Hub
+from app.gateway.socket_transport import ViewerSocket
+
+_PATH = PATH.encode()
+_ONCE = frozenset({b"host", b"origin", b"upgrade", b"sec-websocket-key", b"sec-websocket-version"})  # else it is not clear what was asked
+_BODY = frozenset({b"content-length", b"transfer-encoding"})
+_PHRASES = {403: b"Forbidden", 503: b"Service Unavailable"}
+
+
+class Handshake(NamedTuple):
+    """Of an ordinary upgrade to the gateway's path."""
+
+    key: str
+    origin: str
+    host: str
+    offered: list[str]
+    query: bytes
+
+
+def read_handshake(method: str, version: str, url: bytes, headers: list[tuple[bytes, bytes]]) -> Handshake | None:
+    """None: leave it to the server. Names of headers are in lower case; that it asks for a websocket is known."""
+    path, _, query = url.partition(b"?")
+    if path != _PATH or method != "GET" or version != "1.1":
+        return None
+    offered: list[str] = []
+    fields: dict[bytes, bytes] = {}
+    for name, value in headers:
+        if name == b"sec-websocket-protocol":
+            offered += [word.strip() for word in value.decode("latin-1").split(",")]
+        elif name in _ONCE:
+            if name in fields:
+                return None
+            fields[name] = value
+        elif name in _BODY:
+            return None
+    key = fields.get(b"sec-websocket-key", b"")
+    if fields.get(b"sec-websocket-version") != b"13" or not _is_key(key):
+        return None
+    origin, host = fields.get(b"origin", b""), fields.get(b"host", b"")
+    return Handshake(key.decode(), origin.decode("latin-1"), host.decode("latin-1"), offered, query)
+
+
+def _is_key(key: bytes) -> bool:
+    """16 bytes in base64 (RFC 6455, 4.2.1)."""
+    if len(key) != 24:
+        return False
+    try:
+        return len(b64decode(key, validate=True)) == 16
+    except ValueError:
+        return False
+
+
+def upgrade_head(key: str, subprotocol: str | None, headers: list[tuple[bytes, bytes]]) -> bytes:
+    lines = [
+        f"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept_key(key)}".encode()
+    ]
+    if subprotocol is not None:
+        lines.append(b"Sec-WebSocket-Protocol: " + subprotocol.encode())
+    lines += [name + b": " + value for name, value in headers]
+    return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+def refusal_response(refusal: Refusal, headers: list[tuple[bytes, bytes]]) -> bytes:
+    body = refusal.reason.encode()
+    lines = [b"HTTP/1.1 %d %s" % (refusal.status, _PHRASES[refusal.status])]
+    lines += [name + b": " + value for name, value in headers]
+    if refusal.retry_after_s is not None:
+        lines.append(b"retry-after: %d" % refusal.retry_after_s)
+    lines.append(b"content-type: text/plain; charset=utf-8\r\nconnection: close\r\ncontent-length: %d" % len(body))
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+class GatewayHttp(HttpToolsProtocol):
+    """One connection before it is a viewer's. `http_protocol` names the hub."""
+
+    hub: Hub
+    socket_class: type[ViewerSocket] = ViewerSocket
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        assert self.parser is not None, "bytes come in only before the end"
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+
+    def _upgrade(self, behind: bytes) -> None:
+        cycle: Any = self.cycle  # None before the first request
+        if cycle is not None and not cycle.response_complete:
+            self.transport.close()  # behind a request that is being answered: two would write to one socket
+            return
+        if not self._should_upgrade():
+            self._unsupported_upgrade_warning()
+            return
+        handshake = read_handshake(self.scope["method"], self.scope["http_version"], self.url, self.headers)
+        if handshake is not None:
+            self._answer(handshake, behind)
+            return
+        self.handle_websocket_upgrade()
+        if behind and not self.transport.is_closing():
+            cast(asyncio.Protocol, self.transport.get_protocol()).data_received(behind)
+
+    def _answer(self, handshake: Handshake, behind: bytes) -> None:
+        hub, transport, headers = self.hub, self.transport, self.server_state.default_headers
+        answer = decide(hub, origin=handshake.origin, host=handshake.host, offered=handshake.offered, query=handshake.query)
+        if isinstance(answer, Refusal):
+            transport.write(refusal_response(answer, headers))
+            transport.close()
+            return
+        transport.write(upgrade_head(handshake.key, answer.subprotocol, headers))
+        self._let_go()
+        self.socket_class(hub, transport).begin(answer.codec, behind)
+
+    def _let_go(self) -> None:
+        """Nothing of this object is needed any more. Parser and protocol refer to each other: cut, both are freed now."""
+        self.connections.discard(self)
+        for name in ("parser", "transport", "flow", "cycle"):
+            setattr(self, name, None)
+
+
+def http_protocol(hub: Hub) -> type[GatewayHttp]:
+    """For the server's `http`, which takes a class."""
+
+    class ForHub(GatewayHttp):
+        pass
+
+    ForHub.hub = hub
+    return ForHub
