@@ -278,3 +278,55 @@ async def test_a_token_for_one_room_is_good_there_alone(client: httpx2.AsyncClie
     assert (await world.call(client, like, "there")).status_code == 403
     assert (await world.call(client, ended, "there")).status_code == 403
     assert (await world.call(client, Row("GET", "/staff", ""), "there")).json()["items"] == []
+
+
+# What who is banned from a room may still do there: look after what was bought, give a hold back, be told of the ban in the command's word.
+STILL = {
+    "/inventory/release",
+    "/order/cancel",
+    "/order/pay",
+    "/order/set_address",
+    "/order/get",
+    "/order/list",
+    "/wallet/balance",
+    "/chat/send",
+}
+
+
+async def test_a_ban_holds_for_every_command_that_is_about_the_room(client: httpx2.AsyncClient, engines: Engines, world: World) -> None:
+    """It used to close the channels alone: a banned viewer went on reserving, drawing and grabbing."""
+    commands = {command.path.removeprefix("/api/v1") for command in engines.registry.commands.values()}
+    assert commands > STILL
+    rows = [row for row in TABLE if row.path in commands]
+    assert {row.path for row in rows} == commands
+    ban = Row("POST", "/chat/ban", "", {"room": "{room}", "viewer": "caller-V", "key": "ban"})
+    assert (await world.call(client, ban, "O")).json()["outcome"] == "done"
+    before = await state_of(engines)
+    wrong: list[str] = []
+    for row in rows:
+        answer = await world.call(client, row, "V")
+        refusal = (answer.status_code, answer.json().get("word"))
+        if row.path in STILL:
+            expected = (200, None) if row.path != "/order/get" else (404, "not_found")  # the order is another viewer's
+        else:
+            expected = (403, "banned") if "V" in row.who or row.path == "/chat/delete" else (403, "permission_denied")
+        if refusal != expected:
+            wrong.append(f"{row.path}: {refusal}, not {expected}")
+    assert wrong == []
+    assert difference(before, await state_of(engines)) == []
+    assert (await world.call(client, Row("POST", "/chat/send", "", {"room": "{room}", "text": "x", "key": "k"}), "V")).json() == {
+        "outcome": "banned",
+        "message": None,
+        "wait_ms": 0,
+    }
+    lift = Row("POST", "/chat/ban", "", {"room": "{room}", "viewer": "caller-V", "key": "lift", "lift": True})
+    assert (await world.call(client, lift, "O")).json()["outcome"] == "done"
+    reserve = next(row for row in rows if row.path == "/inventory/reserve")
+    assert (await world.call(client, reserve, "V")).json()["outcome"] == "held"
+
+
+async def test_a_ban_from_one_room_leaves_the_others_open(client: httpx2.AsyncClient, world: World) -> None:
+    await world.call(client, Row("POST", "/chat/ban", "", {"room": "{room}", "viewer": "caller-V", "key": "ban"}), "O")
+    assert (await world.call(client, Row("POST", "/room/like", "", {"room": "{other}", "count": 1}), "V")).status_code == 200
+    made_up = Row("POST", "/inventory/reserve", "", {"offer": "madeup-1", "quantity": 1, "key": "k"})
+    assert (await world.call(client, made_up, "V")).json()["word"] == "not_found"  # the command's own answer

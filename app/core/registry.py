@@ -14,7 +14,9 @@ class Command:
     """One RPC method, and its REST twin `POST /api/v1/<namespace>/<verb>`.
 
     `handler(engines, caller, request)` returns a reply struct, or raises AppError. `right` is checked before the handler (in any room);
-    the handler checks it again for the room it concerns.
+    the handler checks it again for the room it concerns. Who is banned from the room that the request names is refused before the
+    handler too; `is_open_to_banned` is for what they may still do: look after what they bought, and be told their ban in the command's
+    own words.
     """
 
     method: str
@@ -24,6 +26,7 @@ class Command:
     right: str
     summary: str
     example: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    is_open_to_banned: bool = False
 
     @property
     def path(self) -> str:
@@ -58,6 +61,7 @@ class Domain:
     report: Mapping[str, ReportFigure] = field(default_factory=dict[str, ReportFigure])
     pulse: Mapping[str, SnapshotPart] = field(default_factory=dict[str, SnapshotPart])  # field of the Pulse event -> reading
     admission: tuple[Admission, ...] = ()
+    command_admission: tuple[Admission, ...] = ()  # before a command that names a room, or something that has its room in its id
 
 
 @dataclass(slots=True)
@@ -72,6 +76,7 @@ class Registry:
     report: dict[str, ReportFigure] = field(default_factory=dict[str, ReportFigure])
     pulse: dict[str, SnapshotPart] = field(default_factory=dict[str, SnapshotPart])
     admission: list[Admission] = field(default_factory=list[Admission])
+    command_admission: list[Admission] = field(default_factory=list[Admission])
 
     @classmethod
     def of(cls, domains: Iterable[Domain]) -> "Registry":
@@ -90,6 +95,7 @@ class Registry:
         _merge(self.pulse, domain.pulse, domain.name, "pulse reading")
         self.routers.extend(domain.routers)
         self.admission.extend(domain.admission)
+        self.command_admission.extend(domain.command_admission)
         if domain.reactions:
             self.reactions.append(domain.reactions)
 

@@ -1,4 +1,4 @@
-"""One way to call a command, for the websocket's RPC and for its REST twin: decode, check the right, call, count, encode.
+"""One way to call a command, for the websocket's RPC and for its REST twin: decode, check right and ban, call, count, encode.
 
 What leaves here as an exception is an AppError, always: an engine that is away is `service_unavailable`, and what nobody foresaw is logged
 and becomes `internal`. A caller never learns more than that.
@@ -18,12 +18,14 @@ from sqlalchemy.exc import TimeoutError as SqlPoolTimeoutError
 
 from app.core.caller import Caller
 from app.core.errors import AppError
+from app.core.ids import room_of
 from app.core.metrics import COMMAND_SECONDS, COMMANDS, OUTCOMES
 from app.core.registry import Command
 from app.protocol.codes import BAD_REQUEST, INTERNAL, PERMISSION_DENIED, SERVICE_UNAVAILABLE, UNAUTHORIZED
 from app.storage.work import Engines
 
 RETRY_AFTER_MS = 1000
+_SCOPED = ("offer", "hold", "order", "draw", "envelope")  # fields of requests; their ids carry the room
 NUL_REFUSED = "the character NUL is not allowed in any text"
 
 # `\\u0000` as an escape; with an even number of backslashes before it, it is the text `\\u0000` and means no harm.
@@ -58,6 +60,7 @@ async def call_command(engines: Engines, caller: Caller, command: Command, raw_b
 async def _call(engines: Engines, caller: Caller, command: Command, raw_body: bytes) -> bytes:
     check_somewhere(caller, command.right)
     request = decode_request(command.request, raw_body)
+    await _admit(engines, caller, command, request)
     reply = await command.handler(engines, caller, request)
     outcome = getattr(reply, "outcome", None)
     if outcome is not None:
@@ -71,6 +74,26 @@ def check_somewhere(caller: Caller, right: str) -> None:
         raise AppError(UNAUTHORIZED, "sign in, or send a token as `Authorization: Bearer ...`")
     if not caller.may_somewhere(right):
         raise AppError(PERMISSION_DENIED, f"this needs the right `{right}`")
+
+
+async def _admit(engines: Engines, caller: Caller, command: Command, request: Any) -> None:
+    """Raises AppError `banned`. Here, once for all commands: one that is added later is closed to the banned unless it says otherwise."""
+    room_id = "" if command.is_open_to_banned else room_named_by(request)
+    if room_id:
+        for check in engines.registry.command_admission:
+            await check(engines, caller, room_id)
+
+
+def room_named_by(request: Any) -> str:
+    """The room that a request is about: it names the room, or something whose id begins with it. Empty: it is about none, or made up."""
+    room_id = getattr(request, "room", None)
+    if room_id:
+        return room_id
+    for name in _SCOPED:
+        scoped = getattr(request, name, None)
+        if scoped:
+            return room_of(scoped)
+    return ""
 
 
 def decode_request(request_type: type[Any], raw_body: bytes) -> Any:

@@ -339,9 +339,17 @@ DOMAIN = Domain(
             "chat.send",
             "Say something in a live room",
             {"room": _ROOM, "text": "这个橙子甜吗？", "key": _KEY},
+            is_open_to_banned=True,  # its outcome says `banned`
         ),
         Command(
-            "chat.history", ChatHistory, ChatLines, history, "room.watch", "The last lines, oldest first", {"room": _ROOM, "limit": 50}
+            "chat.history",
+            ChatHistory,
+            ChatLines,
+            history,
+            "room.watch",
+            "The last lines, oldest first",
+            {"room": _ROOM, "limit": 50},
+            is_open_to_banned=True,  # it looks itself, as admission does
         ),
         Command(
             "chat.delete",
@@ -411,4 +419,5 @@ DOMAIN = Domain(
         "chat.deleted": service.on_deleted,
     },
     admission=(service.refuse_banned,),
+    command_admission=(service.refuse_banned_command,),
 )

@@ -171,6 +171,15 @@ async def refuse_banned(engines: Engines, caller: Caller, room_id: str) -> None:
         raise AppError(BANNED, "you are banned from this room")
 
 
+async def refuse_banned_command(engines: Engines, caller: Caller, room_id: str) -> None:
+    """Raises AppError banned. What a room that does not exist answers is the command's own word."""
+    try:
+        await refuse_banned(engines, caller, room_id)
+    except AppError as refusal:
+        if refusal.code is not NOT_FOUND:
+            raise
+
+
 async def on_room_changed(work: Work, room_id: str, events: list[Event]) -> None:
     """A session went live, slow mode, notice or words changed: all of the room's settings at once, so the order does not matter."""
     await _mirror(work.engines, work.session, room_id)

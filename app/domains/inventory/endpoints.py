@@ -80,6 +80,7 @@ DOMAIN = Domain(
             "inventory.reserve",
             "Give a hold back",
             {"hold": "4f7k2m9q0x-0f3a9c51d2e87b6a4c10", "key": _KEY},
+            is_open_to_banned=True,
         ),
     ),
     routers=(router,),

@@ -205,10 +205,24 @@ DOMAIN = Domain(
             {"hold": _ORDER, "address": _ADDRESS, "key": _KEY},
         ),
         Command(
-            "order.cancel", OrderCancel, OrderCancelled, cancel, "order.place", "Cancel an unpaid order", {"order": _ORDER, "key": _KEY}
+            "order.cancel",
+            OrderCancel,
+            OrderCancelled,
+            cancel,
+            "order.place",
+            "Cancel an unpaid order",
+            {"order": _ORDER, "key": _KEY},
+            is_open_to_banned=True,
         ),
         Command(
-            "order.pay", OrderPay, OrderPaying, pay, "order.place", "Pay an order", {"order": _ORDER, "key": _KEY, "method": "sandbox_ok"}
+            "order.pay",
+            OrderPay,
+            OrderPaying,
+            pay,
+            "order.place",
+            "Pay an order",
+            {"order": _ORDER, "key": _KEY, "method": "sandbox_ok"},
+            is_open_to_banned=True,
         ),
         Command(
             "order.set_address",
@@ -218,9 +232,12 @@ DOMAIN = Domain(
             "order.place",
             "Say where to send an order of yours that is not on its way yet",
             {"order": _ORDER, "address": _ADDRESS, "key": _KEY},
+            is_open_to_banned=True,
         ),
-        Command("order.get", OrderGet, OrderView, get, "order.place", "One of your orders", {"order": _ORDER}),
-        Command("order.list", OrderList, OrderPage, list_own, "order.place", "Your orders, newest first", {"limit": 20}),
+        Command("order.get", OrderGet, OrderView, get, "order.place", "One of your orders", {"order": _ORDER}, is_open_to_banned=True),
+        Command(
+            "order.list", OrderList, OrderPage, list_own, "order.place", "Your orders, newest first", {"limit": 20}, is_open_to_banned=True
+        ),
     ),
     routers=(router,),
     intake=dict.fromkeys(("order.placed", "order.awarded", "order.paid", "order.ended", "order.refund_due"), aftersales.take_in_orders),
