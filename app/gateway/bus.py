@@ -65,6 +65,11 @@ class Bus:
         """For how long the engine has not been heard."""
         return 0.0 if self._lost_at is None else self._now() - self._lost_at
 
+    def is_open(self, channel: str) -> bool:
+        """The engine sends us this channel, as far as we know."""
+        ready = self._wanted.get(channel)
+        return ready is not None and ready.done()
+
     async def open(self, channel: str) -> None:
         """Returns once the engine sends us this channel: what is published from now on arrives. Raises AppError when it is away."""
         ready = self._wanted.get(channel)

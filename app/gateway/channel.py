@@ -85,6 +85,15 @@ class Channel:
         self.is_healing = False
         return missed
 
+    def prime(self, history: list[Delivered]) -> None:
+        """Takes what was said before this node had the channel, as far as it joins what is here without a gap: for those who come back."""
+        if self.top is None or not history or history[0].epoch != self.epoch or self.is_healing:
+            return
+        recent = self._recent or ()
+        whole = merge(history, recent, history[0].offset - 1)
+        if whole and whole[-1].offset == self.top and len(whole) > len(recent):
+            self._recent = deque(whole, maxlen=RECENT_MAX)
+
     def restart(self, position: Position | None = None) -> None:
         """Forgets this life of the stream. Whoever had the channel must have been told."""
         self.epoch, self.top = position or ("", None)

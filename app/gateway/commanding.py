@@ -16,6 +16,8 @@ from app.domains.accounts.service import authenticate
 from app.gateway import subscribing
 from app.gateway.connection import Connection
 from app.gateway.hub import Hub
+from app.gateway.room import UserFeed
+from app.gateway.start import Start
 from app.protocol import codes
 from app.protocol.channels import Kind, parse_channel, user_bucket, user_channel
 from app.protocol.messages import (
@@ -35,6 +37,8 @@ from app.protocol.session import NEVER_MS, Incoming
 from app.rest.dispatch import app_error, call_command
 from app.storage.streams import push_channel
 
+ROOMS_AHEAD_MAX = 4  # of one connect's frame
+
 
 def take_frame(hub: Hub, connection: Connection, frame: bytes) -> None:
     """A frame from the client: what can be answered at once is, the rest is begun."""
@@ -43,22 +47,62 @@ def take_frame(hub: Hub, connection: Connection, frame: bytes) -> None:
 
 
 def _begin(hub: Hub, connection: Connection, incoming: list[Incoming]) -> None:
+    """One task for what concerns one room and waits for the same, one for each other command."""
+    subscribes: dict[str, list[Incoming]] = {}
     for command in incoming:
         if isinstance(command.request, UnsubscribeRequest):
             subscribing.unsubscribe(hub, connection, command.request.channel)  # at once: a subscribe may follow in the same frame
+        elif isinstance(command.request, SubscribeRequest):
+            subscribes.setdefault(_room_of(command.request.channel), []).append(command)
         else:
             hub.spawn(_carry_out(hub, connection, command))
+    for room_id, commands in subscribes.items():
+        hub.spawn(_subscribe(hub, connection, room_id, commands))
+
+
+def _room_of(channel: str) -> str:
+    return channel.partition(":")[2]
 
 
 async def _carry_out(hub: Hub, connection: Connection, command: Incoming) -> None:
     try:
         await _answer(hub, connection, command)
-    except AppError as refusal:
-        connection.session.refuse(command.id, refusal.code, refusal.detail, hub.now_ms())
-    except Exception as failure:  # whatever failed, the client gets an answer; `app_error` logs it
-        error = app_error(failure, command=type(command.request).__name__)
-        connection.session.refuse(command.id, error.code, error.detail, hub.now_ms())
+    except Exception as failure:  # whatever failed, the client gets an answer
+        _refuse(hub, connection, command, failure)
     connection.flush()
+
+
+def _refuse(hub: Hub, connection: Connection, command: Incoming, failure: Exception) -> None:
+    error = app_error(failure, command=type(command.request).__name__)  # logs what is no AppError
+    connection.session.refuse(command.id, error.code, error.detail, hub.now_ms())
+
+
+async def _subscribe(hub: Hub, connection: Connection, room_id: str, commands: list[Incoming]) -> None:
+    """The subscribes of one frame to the channels of one room: admitted once, answered in one write if nothing has to be read."""
+    refusal = await _admit(hub, connection.caller, room_id)
+    _subscribe_at_hand(hub, connection, commands, refusal)
+    connection.flush()
+
+
+async def _admit(hub: Hub, caller: Caller, room_id: str) -> Exception | None:
+    try:
+        await subscribing.admit(hub.engines, caller, room_id)
+    except Exception as failure:  # told to the client once for each of its commands
+        return failure
+    return None
+
+
+def _subscribe_at_hand(hub: Hub, connection: Connection, commands: list[Incoming], refusal: Exception | None) -> None:
+    """Without a pause. Those that must read something go on apart."""
+    for command in commands:
+        try:
+            if refusal is not None:
+                raise refusal
+            assert isinstance(command.request, SubscribeRequest)
+            if not subscribing.subscribe_at_hand(hub, connection, command.id, command.request):
+                hub.spawn(_carry_out(hub, connection, command))
+        except Exception as failure:  # as in `_carry_out`
+            _refuse(hub, connection, command, failure)
 
 
 async def _answer(hub: Hub, connection: Connection, command: Incoming) -> None:
@@ -93,24 +137,57 @@ async def _call(hub: Hub, caller: Caller, request: RpcRequest) -> RpcResult:
 
 async def _connect(hub: Hub, connection: Connection, command_id: int, request: ConnectRequest) -> None:
     caller = await _identify(hub, connection, request.token)
-    if caller is None:
+    if caller is None or not connection.is_open:
         return
     channel = user_channel(caller.id)
     resume = request.subs.get(channel) or SubscribeRequest()
     resume.channel = channel
     with hub.user(caller.id) as feed:
-        await hub.bus.open(push_channel(user_bucket(caller.id)))
-        start = await subscribing.read_start(hub, feed, resume)
-        tail = subscribing.settle(hub, feed, start)
-        if not connection.session.is_awaited(command_id):
+        if len(feed.connections) + feed.pending > hub.settings.connections_per_viewer_max:
+            connection.close(codes.CONNECTION_LIMIT)
             return
-        connection.caller = caller
-        result = _connect_result(hub, connection, caller, {channel: subscribing.result_of(resume, start)})
-        pipelined = connection.session.accept_connect(result, hub.now_ms(), expires_in_ms=_expires_in_ms(hub, caller))
+        connection.caller = caller  # from here on a ban or a revocation finds it
+        await hub.bus.open(push_channel(user_bucket(caller.id)))
+        refusals = {room_id: await _admit(hub, caller, room_id) for room_id in _rooms_ahead(hub, connection)}
+        start = await subscribing.read_own_start(hub, feed, resume)
+        if connection.session.is_awaited(command_id):
+            pipelined = _come_in(hub, connection, feed, start, resume)
+            _go_on(hub, connection, pipelined, refusals)
+    connection.flush()
+
+
+def _go_on(hub: Hub, connection: Connection, pipelined: list[Incoming], refusals: dict[str, Exception | None]) -> None:
+    rest: list[Incoming] = []
+    for command in pipelined:
+        room_id = _room_of(command.request.channel) if isinstance(command.request, SubscribeRequest) else ""
+        if room_id in refusals:
+            _subscribe_at_hand(hub, connection, [command], refusals[room_id])
+        else:
+            rest.append(command)
+    _begin(hub, connection, rest)
+
+
+def _rooms_ahead(hub: Hub, connection: Connection) -> list[str]:
+    """Rooms that the client subscribes to in the same frame and that are open here: whether it may come in is looked up before the connect
+    is answered, so that all of its answers leave in one write. A ban that comes meanwhile finds the connection by these channels."""
+    rooms = dict.fromkeys(_room_of(channel) for channel in connection.session.pipelined_channels())
+    return [room_id for room_id in rooms if room_id in hub.rooms and hub.bus.is_open(push_channel(room_id))][:ROOMS_AHEAD_MAX]
+
+
+def _come_in(hub: Hub, connection: Connection, feed: UserFeed, start: Start, resume: SubscribeRequest) -> list[Incoming]:
+    """The connect's reply and what came for the viewer since the reading; returns what was pipelined behind it."""
+    own = start.result(is_recovering=resume.recover)
+    result = _connect_result(hub, connection, connection.caller, {resume.channel: own})
+    pipelined = connection.session.accept_connect(result, hub.now_ms(), expires_in_ms=_expires_in_ms(hub, connection.caller))
+    tail = start.tail(feed.channel)
+    assert tail is not None, "settled"
+    if tail:
         connection.flush()
-        subscribing.send_tail(connection, tail)
-        feed.enter(connection, tail[-1].offset if tail else start.top.offset)
-    _begin(hub, connection, pipelined)
+        connection.write(start.tail_frame(connection.codec))
+    feed.enter(connection, tail[-1].offset if tail else start.top.offset)
+    if resume.recover:
+        subscribing.count_recovery(start)
+    return pipelined
 
 
 async def _identify(hub: Hub, connection: Connection, token: str) -> Caller | None:

@@ -105,7 +105,9 @@ class Connection:
 
     def is_in(self, room_id: str) -> bool:
         """Also while it is only coming in: a ban must reach who was admitted a moment before it."""
-        return self.member_of(room_id) is not None or any(one.partition(":")[2] == room_id for one in self.session.channels)
+        return self.member_of(room_id) is not None or any(
+            one.partition(":")[2] == room_id for one in (*self.session.channels, *self.session.pipelined_channels())
+        )
 
     @property
     def is_slow(self) -> bool:

@@ -270,8 +270,6 @@ class Hub:
         self.cutoff.on_return()
 
     def take(self, feed: Feed, publication: Delivered) -> None:
-        if publication.offset:
-            feed.forget_reads()
         taken = feed.channel.take(publication)
         if taken is Taken.OTHER_LIFE:
             self.give_up(feed)

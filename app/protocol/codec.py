@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from app.protocol.messages import Command, Reply
+from app.protocol.messages import Command, Reply, Result
 
 
 class Malformed(Exception):
@@ -42,6 +42,14 @@ class Codec(Protocol):
         ...
 
     def encode(self, reply: Reply) -> bytes: ...
+
+    def result(self, result: Result) -> bytes:
+        """All of a reply but its id: what many clients get is encoded once, and `reply` makes it theirs."""
+        ...
+
+    def reply(self, command_id: int, result: bytes) -> bytes:
+        """`encode(reply_with(command_id, ...))` of what `result` encoded."""
+        ...
 
     def publication(self, channel: str, offset: int, data: bytes) -> bytes:
         """A push of `data` (JSON), built around the payload without decoding it. Offset 0: without one."""

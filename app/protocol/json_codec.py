@@ -10,7 +10,7 @@ from functools import lru_cache
 import msgspec
 
 from app.protocol.codec import Malformed
-from app.protocol.messages import Command, CommandId, Reply
+from app.protocol.messages import Command, CommandId, Reply, Result, reply_with
 
 _commands = msgspec.json.Decoder(Command)
 _encoder = msgspec.json.Encoder()
@@ -52,6 +52,12 @@ class JsonCodec:
 
     def encode(self, reply: Reply) -> bytes:
         return _encoder.encode(reply)
+
+    def result(self, result: Result) -> bytes:
+        return _encoder.encode(reply_with(0, result))[1:]
+
+    def reply(self, command_id: int, result: bytes) -> bytes:
+        return b'{"id":%d,%b' % (command_id, result)
 
     def publication(self, channel: str, offset: int, data: bytes) -> bytes:
         if offset:

@@ -338,6 +338,19 @@ class Session:
         self._say(reply_with(command_id, result))
         return True
 
+    def reply_subscribed(self, command_id: int, result: bytes) -> bool:
+        """The same for a subscribe whose result the codec has encoded before, for all who get the same."""
+        awaited = self._answered(command_id)
+        if awaited is None:
+            return False
+        self.channels[awaited.channel] = True
+        self._put(self._codec.reply(command_id, result))
+        return True
+
+    def pipelined_channels(self) -> list[str]:
+        """What the client asked to subscribe to in the frame of a connect that has no answer yet."""
+        return [command.subscribe.channel for command in self._held or () if command.subscribe is not None]
+
     def refuse(self, command_id: int, error: ErrorCode, text: str, now_ms: float) -> None:
         """Answers with an error. A connect that is refused ends it all: what follows is ignored, and SDKs decide by `temporary`."""
         awaited = self._answered(command_id)

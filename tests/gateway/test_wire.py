@@ -13,6 +13,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from app.core.errors import AppError
 from app.domains.chat.store import hide_message
+from app.gateway import shared_reads
 from app.protocol.codes import SERVICE_UNAVAILABLE
 from app.protocol.commands import ChatLine
 from app.protocol.events import ChatMessage, encode_event
@@ -287,17 +288,30 @@ async def test_a_storm_builds_one_snapshot(node: Node, stage: Stage, engines: En
     assert stage.snapshots_built == 1
 
 
-async def test_a_stage_event_makes_the_next_snapshot_new(node: Node, stage: Stage, engines: Engines, token: Any) -> None:
-    async with raw_client(node.http, token()) as client:
+async def test_a_snapshot_is_shared_across_events_and_followed_by_them(node: Node, stage: Stage, engines: Engines, token: Any) -> None:
+    """In a busy room a snapshot an event, for each viewer who comes, would be built ten times a second."""
+    async with raw_client(node.http, token()) as client, raw_client(node.http, token("bob")) as other:
         await client.subscribe("room:r1")
-        await client.subscribe("room:r2")
-        await engines.streams.publish("room:r1", b"{}")
-        await wait_until(lambda: client.publications("room:r1"))
-        async with raw_client(node.http, token("bob")) as other:
-            stage.snapshot = {"title": "rice"}
-            assert (await other.subscribe("room:r2"))["data"] == {"test": {"title": "tea"}}  # shared: nothing happened there
-            fresh = await other.subscribe("room:r1")
-            assert (fresh["data"], fresh["offset"]) == ({"test": {"title": "rice"}}, 1)
+        for number in (1, 2):
+            await engines.streams.publish("room:r1", b'{"number":%d}' % number)
+        await wait_until(lambda: len(client.publications("room:r1")) == 2)
+        stage.snapshot = {"title": "rice"}
+        shared = await other.subscribe("room:r1")
+        assert (shared["data"], shared.get("offset", 0)) == ({"test": {"title": "tea"}}, 0)
+        await engines.streams.publish("room:r1", b'{"number":3}')
+        await wait_until(lambda: len(other.publications("room:r1")) == 3)
+        assert other.publications("room:r1") == [{"data": {"number": number}, "offset": number} for number in (1, 2, 3)]
+        assert stage.snapshots_built == 1
+
+
+async def test_an_old_snapshot_is_built_anew(node: Node, stage: Stage, token: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with raw_client(node.http, token()) as client, raw_client(node.http, token("bob")) as other:
+        await client.subscribe("room:r1")
+        stage.snapshot = {"title": "rice"}
+        monkeypatch.setattr(shared_reads, "RENEW_AGE_S", -2.0)
+        monkeypatch.setattr(shared_reads, "AGE_S_MAX", -1.0)
+        assert (await other.subscribe("room:r1"))["data"] == {"test": {"title": "rice"}}
+        assert stage.snapshots_built == 2
 
 
 async def test_the_pulse_has_no_offset_and_cannot_be_recovered(node: Node, engines: Engines, token: Any) -> None:
