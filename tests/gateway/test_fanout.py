@@ -1,78 +1,19 @@
 """Windows, parcels and sampling: who gets what in which write, without a socket."""
 
-import asyncio
 import json
 import random
-from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 
-from app.core.caller import Caller
 from app.core.runtime import Runtime
 from app.core.settings import Settings
-from app.gateway.connection import Connection, limits_of
 from app.gateway.fanout import Fanout
 from app.gateway.room import Room
 from app.gateway.sampling import Line, hidden_lines, read_line
 from app.gateway.window import Entry, Window
 from app.protocol.channels import Kind
-from app.protocol.json_codec import JSON
-from app.protocol.session import Session, State
-from app.storage.streams import Delivered
+from tests.gateway.pipes import PULSE, chat, client, spawn, stage
 from tests.support.waiting import wait_until
-
-
-@dataclass
-class Pipe:
-    """A client that takes what it is sent, or says that it has not."""
-
-    frames: list[bytes] = field(default_factory=list[bytes])
-    buffered_bytes: int = 0
-    closed: int = 0
-
-    @staticmethod
-    def pack(payload: bytes, is_text: bool) -> bytes:
-        return payload
-
-    def write(self, frame: bytes) -> None:
-        self.frames.append(frame)
-
-    def abort(self) -> None:
-        self.closed = self.closed or 1006
-
-    def close(self, code: int, reason: str) -> None:
-        self.closed = code
-
-    def seen(self, number: int) -> list[Any]:
-        """Of one write: offsets, or `pulse` for a reading."""
-        pushes = [json.loads(line)["push"] for line in self.frames[number].split(b"\n")]
-        return [(push["channel"].split(":")[0], push["pub"].get("offset", "pulse")) for push in pushes]
-
-
-def client(name: str, settings: Settings | None = None) -> tuple[Connection, Pipe]:
-    settings = settings or Settings()
-    pipe = Pipe()
-    session = Session(JSON, limits_of(settings), now_ms=0, first_ping_share=1)
-    session.state = State.CONNECTED
-    connection = Connection(connection_id=name, session=session, codec=JSON, transport=pipe, settings=settings)
-    connection.caller = Caller(id=name, name=name, kind="viewer")
-    return connection, pipe
-
-
-def spawn(work: Any) -> Any:
-    return asyncio.ensure_future(work)
-
-
-def stage(offset: int, data: bytes = b"{}") -> Delivered:
-    return Delivered("room:r", offset, "e", data)
-
-
-def chat(offset: int, viewer: str = "someone", role: str = "") -> Delivered:
-    return Delivered("chat:r", offset, "e", json.dumps({"type": "chat.sent", "message": {"viewer": viewer, "role": role}}).encode())
-
-
-PULSE = Delivered("room:r", 0, "e", b'{"type":"room.pulse"}')
 
 
 @pytest.fixture

@@ -175,3 +175,52 @@ def test_any_bytes_at_any_time_end_in_answers_or_a_close(steps: list[tuple[bytes
             assert b"\n" not in message
             json.loads(message)
         assert (session.state is State.CLOSED) == (session.close_code is not None)
+
+
+def test_it_says_when_it_is_next_to_be_ticked() -> None:
+    session = session_of()
+    assert (session.due_ms, session.is_busy) == (15_000, False)  # a connect must come
+    send(session, {"id": 1, "connect": {"token": "t"}})
+    assert session.is_busy
+    session.accept_connect(ConnectResult(client="c", version="1", ping=25, pong=True), 0, expires_in_ms=60_000)
+    assert (session.due_ms, session.is_busy) == (12_500, False)  # the first ping
+    session.tick(12_500)
+    assert session.due_ms == 22_500  # its pong
+    session.receive(b"{}", 12_600)
+    assert session.due_ms == 37_500
+    session.extend(20_000, -10_000)
+    assert session.due_ms == 35_000
+    send(session, rpc(2), now_ms=20_000)
+    assert session.is_busy
+    session.reply(2, RpcResult(data=Raw(b"{}")))
+    assert not session.is_busy
+    session.drain(21_000)
+    assert session.state is State.CLOSED
+
+
+def test_the_pong_that_is_due_counts_for_nothing_and_any_other_for_a_message() -> None:
+    """One for each ping needs no limit; more are a flood like anything else."""
+    session = connected()
+    for ping in range(50):
+        session.tick(12_500 + ping * 25_000)
+        session.receive(b"{}", 12_600 + ping * 25_000)
+    assert session.state is State.CONNECTED
+    now_ms = 12_700 + 49 * 25_000
+    for _ in range(200):
+        session.receive(b"{}", now_ms)
+    assert session.state is State.CONNECTED
+    session.receive(b"{}", now_ms)
+    assert session.close_code == codes.CONNECTION_RATE
+
+
+def test_rates_are_remembered_over_a_ping_until_they_have_recovered() -> None:
+    """What is let go at a ping must not give a client its allowance back."""
+    session = connected()
+    for number in range(5):
+        send(session, rpc(2 + number, method="a.b"), now_ms=12_499)
+        session.refuse(2 + number, codes.BAD_REQUEST, "", 12_499)
+    session.tick(12_500)
+    assert session.state is State.CONNECTED
+    send(session, rpc(9), now_ms=12_501)
+    session.refuse(9, codes.BAD_REQUEST, "", 12_501)
+    assert session.close_code == codes.TOO_MANY_ERRORS
