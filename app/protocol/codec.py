@@ -1,9 +1,11 @@
-"""What the session and the gateway ask of a codec. JSON is one; Protobuf will be another, with no change above this line."""
+"""What the session and the gateway ask of a codec: JSON or Protobuf. Nothing above this line knows which."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
 from app.protocol.messages import Command, Reply, Result
+
+MESSAGES_MAX = 1024  # in one frame: more than any rate lets through, and few enough to be told apart in no time
 
 
 class Malformed(Exception):
@@ -30,7 +32,7 @@ class Codec(Protocol):
         ...
 
     def split(self, frame: bytes) -> list[bytes]:
-        """The messages of a frame. Raises Malformed."""
+        """The messages of a frame, at most MESSAGES_MAX. Raises Malformed."""
         ...
 
     def decode(self, message: bytes) -> Command:
@@ -41,14 +43,16 @@ class Codec(Protocol):
         """Only the command's id: what is needed to refuse a message that is too large to be taken. Raises Malformed."""
         ...
 
-    def encode(self, reply: Reply) -> bytes: ...
+    def encode(self, reply: Reply) -> bytes:
+        """Ready to be joined, or to be a frame by itself. The same holds for `publication` and `ping`."""
+        ...
 
     def result(self, result: Result) -> bytes:
-        """All of a reply but its id: what many clients get is encoded once, and `reply` makes it theirs."""
+        """All of a reply but its id: what many clients get is encoded once, and `reply` makes it each one's own."""
         ...
 
     def reply(self, command_id: int, result: bytes) -> bytes:
-        """`encode(reply_with(command_id, ...))` of what `result` encoded."""
+        """`encode(reply_with(command_id, ...))` of what `result` has encoded."""
         ...
 
     def publication(self, channel: str, offset: int, data: bytes) -> bytes:

@@ -9,18 +9,12 @@ from functools import lru_cache
 
 import msgspec
 
-from app.protocol.codec import Malformed
-from app.protocol.messages import Command, CommandId, Reply, Result, reply_with
+from app.protocol.codec import MESSAGES_MAX, Malformed
+from app.protocol.messages import Command, Identified, Reply, Result, reply_with
 
 _commands = msgspec.json.Decoder(Command)
 _encoder = msgspec.json.Encoder()
-
-
-class _Identified(msgspec.Struct):
-    id: CommandId = 0
-
-
-_ids = msgspec.json.Decoder(_Identified)
+_ids = msgspec.json.Decoder(Identified)
 
 # What a decoder raises for bad input: nesting beyond the interpreter's depth is a RecursionError, text that is not UTF-8 a UnicodeError.
 _BAD_INPUT = (msgspec.DecodeError, RecursionError, UnicodeError)
@@ -33,6 +27,8 @@ class JsonCodec:
     ping = b"{}"
 
     def split(self, frame: bytes) -> list[bytes]:
+        if frame.count(b"\n") > MESSAGES_MAX:
+            raise Malformed(f"a frame of more than {MESSAGES_MAX} lines")
         messages = [line for line in frame.split(b"\n") if line.strip()]
         if not messages:
             raise Malformed("an empty frame")

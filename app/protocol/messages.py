@@ -2,7 +2,9 @@
 
 A command or reply carries exactly one body. Application payloads (`data`) stay the UTF-8 JSON bytes that they are, in both directions, so a
 broadcast is serialised once whatever the codecs of its viewers. Unknown fields are ignored, as the protocol asks; what we do not offer
-(`delta`, `flag`, tokens of subscriptions) is read past and so declined.
+(`delta`, `flag`, tokens of subscriptions, who is present) is read past and so declined, and messages that we never send are not here.
+
+JSON goes by the fields' names, Protobuf by the `Number` beside each, and both by the range that an integer's type states.
 """
 
 from typing import Annotated
@@ -11,8 +13,15 @@ from msgspec import Meta, Raw, Struct
 
 NO_DATA = Raw(b"")  # an absent payload; the codecs leave it out
 
-CommandId = Annotated[int, Meta(ge=0, le=2**32 - 1)]
-Offset = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Uint32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+Uint64 = Annotated[int, Meta(ge=0)]  # no upper end, so that a position which never was gets an answer, whatever its size
+Int32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
+
+
+class Number(Struct, frozen=True):
+    """A field's number in Protobuf."""
+
+    value: int
 
 
 class Message(Struct, omit_defaults=True):
@@ -23,45 +32,45 @@ class Message(Struct, omit_defaults=True):
 
 
 class SubscribeRequest(Message):
-    channel: str = ""
-    recover: bool = False
-    epoch: str = ""
-    offset: Offset = 0
+    channel: Annotated[str, Number(1)] = ""
+    recover: Annotated[bool, Number(3)] = False
+    epoch: Annotated[str, Number(6)] = ""
+    offset: Annotated[Uint64, Number(7)] = 0
 
 
 class ConnectRequest(Message):
-    token: str = ""
-    subs: dict[str, SubscribeRequest] = {}  # where server-side channels resume
-    name: str = ""
-    version: str = ""
+    token: Annotated[str, Number(1)] = ""
+    subs: Annotated[dict[str, SubscribeRequest], Number(3)] = {}  # where server-side channels resume
+    name: Annotated[str, Number(4)] = ""
+    version: Annotated[str, Number(5)] = ""
 
 
 class UnsubscribeRequest(Message):
-    channel: str = ""
+    channel: Annotated[str, Number(1)] = ""
 
 
 class PublishRequest(Message):
-    channel: str = ""
+    channel: Annotated[str, Number(1)] = ""
 
 
 class PresenceRequest(Message):
-    channel: str = ""
+    channel: Annotated[str, Number(1)] = ""
 
 
 class PresenceStatsRequest(Message):
-    channel: str = ""
+    channel: Annotated[str, Number(1)] = ""
 
 
 class StreamPosition(Message):
-    offset: Offset = 0
-    epoch: str = ""
+    offset: Annotated[Uint64, Number(1)] = 0
+    epoch: Annotated[str, Number(2)] = ""
 
 
 class HistoryRequest(Message):
-    channel: str = ""
-    limit: int = 0  # 0: only the position; below 0: all that is kept
-    since: StreamPosition | None = None
-    reverse: bool = False
+    channel: Annotated[str, Number(1)] = ""
+    limit: Annotated[Int32, Number(7)] = 0  # 0: only the position; below 0: all that is kept
+    since: Annotated[StreamPosition | None, Number(8)] = None
+    reverse: Annotated[bool, Number(9)] = False
 
 
 class PingRequest(Message):
@@ -73,16 +82,16 @@ class SendRequest(Message):
 
 
 class RpcRequest(Message):
-    data: Raw = NO_DATA
-    method: str = ""
+    data: Annotated[Raw, Number(1)] = NO_DATA
+    method: Annotated[str, Number(2)] = ""
 
 
 class RefreshRequest(Message):
-    token: str = ""
+    token: Annotated[str, Number(1)] = ""
 
 
 class SubRefreshRequest(Message):
-    channel: str = ""
+    channel: Annotated[str, Number(1)] = ""
 
 
 Request = (
@@ -104,19 +113,19 @@ Request = (
 class Command(Message):
     """One request with the id that its reply bears; without any request it is the pong."""
 
-    id: CommandId = 0
-    connect: ConnectRequest | None = None
-    subscribe: SubscribeRequest | None = None
-    unsubscribe: UnsubscribeRequest | None = None
-    publish: PublishRequest | None = None
-    presence: PresenceRequest | None = None
-    presence_stats: PresenceStatsRequest | None = None
-    history: HistoryRequest | None = None
-    ping: PingRequest | None = None
-    send: SendRequest | None = None
-    rpc: RpcRequest | None = None
-    refresh: RefreshRequest | None = None
-    sub_refresh: SubRefreshRequest | None = None
+    id: Annotated[Uint32, Number(1)] = 0
+    connect: Annotated[ConnectRequest | None, Number(4)] = None
+    subscribe: Annotated[SubscribeRequest | None, Number(5)] = None
+    unsubscribe: Annotated[UnsubscribeRequest | None, Number(6)] = None
+    publish: Annotated[PublishRequest | None, Number(7)] = None
+    presence: Annotated[PresenceRequest | None, Number(8)] = None
+    presence_stats: Annotated[PresenceStatsRequest | None, Number(9)] = None
+    history: Annotated[HistoryRequest | None, Number(10)] = None
+    ping: Annotated[PingRequest | None, Number(11)] = None
+    send: Annotated[SendRequest | None, Number(12)] = None
+    rpc: Annotated[RpcRequest | None, Number(13)] = None
+    refresh: Annotated[RefreshRequest | None, Number(14)] = None
+    sub_refresh: Annotated[SubRefreshRequest | None, Number(15)] = None
 
     def requests(self) -> list[Request]:
         """The bodies present: one in a valid command, none in a pong."""
@@ -125,40 +134,46 @@ class Command(Message):
         return [body for body in (*bodies, *others) if body is not None]
 
 
+class Identified(Message):
+    """A command of which only the id is of interest."""
+
+    id: Annotated[Uint32, Number(1)] = 0
+
+
 # --- what the server answers --------------------------------------------------------------------------------------------------------
 
 
 class Error(Message):
-    code: int
-    message: str
-    temporary: bool = False
+    code: Annotated[Uint32, Number(1)]
+    message: Annotated[str, Number(2)]
+    temporary: Annotated[bool, Number(3)] = False
 
 
 class Publication(Message):
-    data: Raw
-    offset: int = 0
+    data: Annotated[Raw, Number(4)]
+    offset: Annotated[Uint64, Number(6)] = 0
 
 
 class SubscribeResult(Message):
-    recoverable: bool = False
-    epoch: str = ""
-    publications: list[Publication] = []
-    recovered: bool = False
-    offset: int = 0
-    positioned: bool = False
-    data: Raw = NO_DATA
-    was_recovering: bool = False
+    recoverable: Annotated[bool, Number(3)] = False
+    epoch: Annotated[str, Number(6)] = ""
+    publications: Annotated[list[Publication], Number(7)] = []
+    recovered: Annotated[bool, Number(8)] = False
+    offset: Annotated[Uint64, Number(9)] = 0
+    positioned: Annotated[bool, Number(10)] = False
+    data: Annotated[Raw, Number(11)] = NO_DATA
+    was_recovering: Annotated[bool, Number(12)] = False
 
 
 class ConnectResult(Message):
-    client: str
-    version: str
-    ping: int  # seconds, never 0: one client's timer fails on it
-    pong: bool
-    expires: bool = False
-    ttl: int = 0
-    subs: dict[str, SubscribeResult] = {}
-    node: str = ""
+    client: Annotated[str, Number(1)]
+    version: Annotated[str, Number(2)]
+    ping: Annotated[Uint32, Number(7)]  # seconds, never 0: one client's timer fails on it
+    pong: Annotated[bool, Number(8)]
+    expires: Annotated[bool, Number(3)] = False
+    ttl: Annotated[Uint32, Number(4)] = 0
+    subs: Annotated[dict[str, SubscribeResult], Number(6)] = {}
+    node: Annotated[str, Number(10)] = ""
 
 
 class UnsubscribeResult(Message):
@@ -166,14 +181,14 @@ class UnsubscribeResult(Message):
 
 
 class PresenceStatsResult(Message, omit_defaults=False):
-    num_clients: int = 0
-    num_users: int = 0
+    num_clients: Annotated[Uint32, Number(1)] = 0
+    num_users: Annotated[Uint32, Number(2)] = 0
 
 
 class HistoryResult(Message, omit_defaults=False):
-    publications: list[Publication]
-    epoch: str
-    offset: int
+    publications: Annotated[list[Publication], Number(1)]
+    epoch: Annotated[str, Number(2)]
+    offset: Annotated[Uint64, Number(3)]
 
 
 class PingResult(Message):
@@ -181,52 +196,53 @@ class PingResult(Message):
 
 
 class RpcResult(Message):
-    data: Raw
+    data: Annotated[Raw, Number(1)]
 
 
 class RefreshResult(Message):
-    client: str
-    version: str
-    expires: bool = False
-    ttl: int = 0
+    client: Annotated[str, Number(1)]
+    version: Annotated[str, Number(2)]
+    expires: Annotated[bool, Number(3)] = False
+    ttl: Annotated[Uint32, Number(4)] = 0
 
 
 Result = ConnectResult | SubscribeResult | UnsubscribeResult | PresenceStatsResult | HistoryResult | PingResult | RpcResult | RefreshResult
 
 
 class Unsubscribed(Message):
-    code: int
-    reason: str
+    code: Annotated[Uint32, Number(2)]
+    reason: Annotated[str, Number(3)]
 
 
 class Disconnected(Message):
-    code: int
-    reason: str
-    reconnect: bool = False
+    code: Annotated[Uint32, Number(1)]
+    reason: Annotated[str, Number(2)]
+    reconnect: Annotated[bool, Number(3)] = False
 
 
 class Push(Message):
-    """What the server says unasked, but for publications: those are framed around bytes that all viewers share."""
+    """What the server says unasked. Publications are not made of it but framed around bytes that all viewers share."""
 
-    channel: str = ""
-    unsubscribe: Unsubscribed | None = None
-    disconnect: Disconnected | None = None
+    channel: Annotated[str, Number(2)] = ""
+    pub: Annotated[Publication | None, Number(4)] = None
+    unsubscribe: Annotated[Unsubscribed | None, Number(7)] = None
+    disconnect: Annotated[Disconnected | None, Number(11)] = None
 
 
 class Reply(Message):
     """An answer, or with `push` and no id something unasked. A result without content is still there, as an empty object."""
 
-    id: int = 0
-    error: Error | None = None
-    push: Push | None = None
-    connect: ConnectResult | None = None
-    subscribe: SubscribeResult | None = None
-    unsubscribe: UnsubscribeResult | None = None
-    presence_stats: PresenceStatsResult | None = None
-    history: HistoryResult | None = None
-    ping: PingResult | None = None
-    rpc: RpcResult | None = None
-    refresh: RefreshResult | None = None
+    id: Annotated[Uint32, Number(1)] = 0
+    error: Annotated[Error | None, Number(2)] = None
+    push: Annotated[Push | None, Number(4)] = None
+    connect: Annotated[ConnectResult | None, Number(5)] = None
+    subscribe: Annotated[SubscribeResult | None, Number(6)] = None
+    unsubscribe: Annotated[UnsubscribeResult | None, Number(7)] = None
+    presence_stats: Annotated[PresenceStatsResult | None, Number(10)] = None
+    history: Annotated[HistoryResult | None, Number(11)] = None
+    ping: Annotated[PingResult | None, Number(12)] = None
+    rpc: Annotated[RpcResult | None, Number(13)] = None
+    refresh: Annotated[RefreshResult | None, Number(14)] = None
 
 
 _FIELD_OF: dict[type[Result], str] = {
