@@ -25,8 +25,9 @@ from app.gateway.hub import Hub
 from app.protocol import codes
 from app.protocol.codec import Codec
 from app.protocol.json_codec import JSON
+from app.protocol.protobuf_codec import PROTOBUF
 
-CODECS: tuple[Codec, ...] = (JSON,)
+CODECS: tuple[Codec, ...] = (JSON, PROTOBUF)
 PATH = "/connection/websocket"
 FRAME_FACTOR = 16  # a frame may pipeline several messages of the largest size
 
