@@ -31,6 +31,7 @@ from app.storage.redis import Redis, Script
 
 CONTROL_CHANNEL = "jishi:control"
 ONCE_TTL_S = 3600
+ENTRY_MAX = 2**64 - 1  # the engine knows no later entry; a client may name any position, also one that never was
 META_TTL_S = 48 * 3600  # an epoch outlives its history: a client that comes back next morning learns that it missed something
 
 _publish_script = Script(Path(__file__).with_name("publish.lua"))
@@ -170,7 +171,7 @@ class Streams:
             pipeline.expire(meta, META_TTL_S)
             pipeline.hmget(meta, "epoch", "offset")
             if limit != 0:
-                pipeline.xrange(_stream_key(tag, channel), min=f"0-{since_offset + 1}", count=limit)
+                pipeline.xrange(_stream_key(tag, channel), min=f"0-{min(since_offset + 1, ENTRY_MAX)}", count=limit)
             replies: list[Any] = await pipeline.execute()
         epoch = replies[2][0].decode()
         rows = replies[3] if limit != 0 else []
