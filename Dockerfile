@@ -10,6 +10,7 @@ RUN python -m venv /opt/jishi && /opt/jishi/bin/pip install --quiet hatchling \
 COPY pyproject.toml README.md LICENSE ./
 COPY app app
 COPY migrations migrations
+COPY docs docs
 RUN /opt/jishi/bin/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir /wheels . \
  && python -m venv --clear /opt/jishi \
  && /opt/jishi/bin/pip install --quiet --constraint constraints.txt /wheels/*.whl

@@ -10,7 +10,7 @@ STAMP := .venv/.installed
 PORT ?= 8000
 WORKERS ?= 2
 
-.PHONY: help install up test test-fast lint format load bench lock migration browser clean
+.PHONY: help install up test test-fast lint format load bench lock reference migration browser clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -46,12 +46,15 @@ format: install ## Format the code and fix what can be fixed
 load: install ## A small load test against a product of its own, then the audit of its books
 	$(BIN)/python -m loadtests.run
 
-bench: install ## Benchmarks; prints ratios
-	$(BIN)/python -m loadtests.bench
+bench: install ## Jishi beside other servers, as ratios (ARGS="--only storm"; ARGS=--help)
+	$(BIN)/python -m loadtests.bench $(ARGS)
 
 lock: ## Resolve all dependencies again into requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes --upgrade --quiet \
 		--no-emit-index-url --no-annotate --no-header --output-file requirements.lock
+
+reference: install ## Write docs/reference.md from the registry of commands and events
+	$(BIN)/jishi reference > docs/reference.md
 
 migration: install ## Write a migration for what changed in the tables (NAME=what)
 	$(BIN)/python -m app.storage.draft_migration "$(NAME)"

@@ -162,6 +162,23 @@ def reconcile(data_dir: DataDir = DATA_DIR) -> None:
     typer.echo("both engines agree")
 
 
+@app.command()
+def reference(
+    as_json: Annotated[
+        bool, typer.Option("--asyncapi", help="Print the AsyncAPI document (JSON) instead of the tables (Markdown).")
+    ] = False,
+) -> None:
+    """Print the reference of the wire: channels, events, requests, errors and codes. Needs no running product."""
+    from app.composition import build_registry
+    from app.gateway.endpoint import CODECS
+    from app.rest.asyncapi import build_asyncapi
+    from app.rest.reference import render_reference
+
+    defaults = Settings.model_construct()  # not from the environment: the same text for everybody
+    document = build_asyncapi(build_registry(), defaults, CODECS)
+    typer.echo(json.dumps(document, indent=2, ensure_ascii=False) if as_json else render_reference(document), nl=False)
+
+
 def _figure(key: str, value: Any, currency: str) -> str:
     from app.core.money import format_minor
 

@@ -18,9 +18,11 @@ from app.core.runtime import Runtime
 from app.core.settings import Settings, split_words
 from app.domains.accounts.service import resolve
 from app.domains.accounts.tokens import keeping_keys_fresh
+from app.gateway.endpoint import CODECS
 from app.gateway.endpoint import router as gateway_router
 from app.gateway.hub import Hub
-from app.rest import document, probes
+from app.rest import document, guides, probes, realtime_page
+from app.rest.asyncapi import build_asyncapi
 from app.rest.idempotency import Idempotency
 from app.rest.middleware import Edge, WhoCalls, WholeBody
 from app.rest.problems import install_problem_handlers
@@ -64,7 +66,7 @@ def create_app(settings: Settings | None = None, *, engines: Engines | None = No
     app.state.hub = Hub(engines)
     app.state.draining = False
     install_problem_handlers(app)
-    _include_routers(app, registry)
+    _include_routers(app, registry, settings)
     _add_middleware(app, engines)
     return app
 
@@ -86,15 +88,18 @@ def _lifespan(engines: Engines, *, close_engines: bool) -> Callable[[FastAPI], A
     return lifespan
 
 
-def _include_routers(app: FastAPI, registry: Registry) -> None:
+def _include_routers(app: FastAPI, registry: Registry, settings: Settings) -> None:
     for router in (gateway_router, console_router, probes.router):
         app.include_router(router)
     app.include_router(document.router)
+    app.include_router(realtime_page.router)
+    app.include_router(guides.router)
     for domain in registry.domains.values():
         for router in domain.routers:
             app.include_router(router)
         app.include_router(twin_router(domain.commands, tag=TAG_OF.get(domain.name, domain.name)))
     document.install_document(app, commands=registry.commands.values(), tags=TAGS)
+    realtime_page.install_realtime(app, lambda: build_asyncapi(registry, settings, CODECS))
 
 
 def _add_middleware(app: FastAPI, engines: Engines) -> None:

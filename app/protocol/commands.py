@@ -39,10 +39,16 @@ class Outcome(StrEnum):
         return member
 
 
+class DoneOutcome(Outcome):
+    DONE = "done", "now, or by an earlier call with this key"
+    CLOSED = "closed", "`room.like` alone: the room has no live session, nothing was counted"
+    ALREADY_DECIDED = "already_decided", "`chat.review` alone: another moderator was first"
+
+
 class Done(Reply, frozen=True):
     """Nothing to tell but that it is done."""
 
-    outcome: str = "done"
+    outcome: DoneOutcome = DoneOutcome.DONE
 
 
 # --- chat ---------------------------------------------------------------------------------------------------------------------------

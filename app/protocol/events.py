@@ -137,6 +137,8 @@ class RoomState(Struct, frozen=True, kw_only=True):
 
 
 class RoomUpdated(Event, frozen=True, tag="room.updated"):
+    """The lasting data of the room changed: its title, description or language."""
+
     room: RoomView
 
 
@@ -158,12 +160,16 @@ class SessionWentLive(Event, frozen=True, tag="session.went_live"):
 
 
 class SessionInterrupted(Event, frozen=True, tag="session.interrupted"):
+    """The show stands still for a while; holds and orders go on."""
+
     room: str
     session: str
     reason: str = ""
 
 
 class SessionResumed(Event, frozen=True, tag="session.resumed"):
+    """The show goes on."""
+
     room: str
     session: str
 
@@ -183,6 +189,8 @@ class SessionArchived(Event, frozen=True, tag="session.archived"):
 
 
 class OfferListed(Event, frozen=True, tag="offer.listed"):
+    """An offer is on the shelf now."""
+
     offer: OfferView
 
 
@@ -194,6 +202,8 @@ class OfferUpdated(Event, frozen=True, tag="offer.updated"):
 
 
 class OfferSoldOut(Event, frozen=True, tag="offer.sold_out"):
+    """Nothing is left to hold."""
+
     offer: str
 
 
@@ -204,6 +214,8 @@ class OfferRestocked(Event, frozen=True, tag="offer.restocked"):
 
 
 class OfferWithdrawn(Event, frozen=True, tag="offer.withdrawn"):
+    """The offer is gone from the shelf; who ordered it keeps the order."""
+
     offer: str
     reason: str = ""
 
@@ -215,7 +227,9 @@ class OfferPinned(Event, frozen=True, tag="offer.pinned"):
 
 
 class NoticePinned(Event, frozen=True, tag="notice.pinned"):
-    text: str  # empty: the notice was taken down
+    """The notice above the chat."""
+
+    text: str  # empty: it was taken down
 
 
 class SlowModeSet(Event, frozen=True, tag="chat.slow_mode_set"):
@@ -223,6 +237,8 @@ class SlowModeSet(Event, frozen=True, tag="chat.slow_mode_set"):
 
 
 class ChatDeleted(Event, frozen=True, tag="chat.deleted"):
+    """Take this line off the screen."""
+
     message: str
     viewer: str = ""
 
@@ -236,15 +252,21 @@ class PurchaseAnnounced(Event, frozen=True, tag="purchase.announced"):
 
 
 class DrawOpened(Event, frozen=True, tag="draw.opened"):
+    """A draw takes entries; `commitment` is the hash of a seed that is already chosen."""
+
     draw: DrawView
 
 
 class DrawClosed(Event, frozen=True, tag="draw.closed"):
+    """No more entries; the digest names exactly who is in."""
+
     draw: DrawView
     entrants_digest: str = ""
 
 
 class DrawDrawn(Event, frozen=True, tag="draw.drawn"):
+    """The winners, and the seed with which anyone can draw them again."""
+
     draw: DrawView
     winners: list[Winner]
     seed: str
@@ -256,6 +278,8 @@ class DrawCancelled(Event, frozen=True, tag="draw.cancelled"):
 
 
 class EnvelopeOpened(Event, frozen=True, tag="envelope.opened"):
+    """Shares of a red envelope can be grabbed."""
+
     envelope: EnvelopeView
 
 
@@ -288,6 +312,8 @@ class ChatMessage(Event, frozen=True, tag="chat.sent"):
 
 
 class HoldPlaced(Event, frozen=True, tag="hold.placed"):
+    """Stock is set aside for the viewer until `expires_at`."""
+
     hold: str
     offer: str
     quantity: int
@@ -295,6 +321,8 @@ class HoldPlaced(Event, frozen=True, tag="hold.placed"):
 
 
 class HoldEnded(Event, frozen=True, tag="hold.ended"):
+    """The hold became an order, was given back, or ran out."""
+
     hold: str
     offer: str
     outcome: str  # released, expired, ordered
@@ -325,6 +353,8 @@ class OrderPlacedEvent(Event, frozen=True, tag="order.placed"):
 
 
 class OrderPaid(Event, frozen=True, tag="order.paid"):
+    """The payment is in; a prize that is sent home is an order paid with 0."""
+
     order: str
     session: str
     offer: str
@@ -341,6 +371,8 @@ class PaymentDeclined(Event, frozen=True, tag="payment.declined"):
 
 
 class DrawWon(Event, frozen=True, tag="draw.won"):
+    """The viewer is among the winners; `order` is there when the prize is a product."""
+
     draw: str
     prize: PrizeView
     order: str | None = None

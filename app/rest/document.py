@@ -19,6 +19,7 @@ from starlette.responses import HTMLResponse, Response
 from app.core.registry import Command
 from app.protocol.codes import ERRORS
 from app.rest.access import NeedsRight, public
+from app.rest.doc_shell import STYLE, html_page, html_table, json_block, paragraphs
 from app.rest.problems import MEDIA_TYPE, Problem
 
 SCHEMAS = "#/components/schemas/"
@@ -155,28 +156,14 @@ async def openapi_json(request: Request) -> Response:
 @router.get("/docs")
 @public
 async def docs(request: Request) -> HTMLResponse:
-    return HTMLResponse(render_page(await _document(request)), headers={"Content-Security-Policy": _PAGE_POLICY})
-
-
-_PAGE_POLICY = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    document = await _document(request)
+    return html_page(f"{document['info']['title']} API", render_page(document), at="/docs")
 
 
 @router.get("/docs/style.css")
 @public
 async def style() -> Response:
-    return Response(_STYLE, media_type="text/css")
-
-
-_STYLE = """
-:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 60rem; margin: 0 auto; padding: 1rem; }
-code, pre { font: 14px/1.45 ui-monospace, monospace; }
-pre { overflow-x: auto; padding: .75rem; border: 1px solid #8886; border-radius: 6px; }
-details { border-bottom: 1px solid #8884; padding: .4rem 0; }
-summary { cursor: pointer; overflow-wrap: anywhere; }
-table { border-collapse: collapse; display: block; overflow-x: auto; }
-th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #8884; vertical-align: top; }
-"""
+    return Response(STYLE, media_type="text/css")
 
 
 def render_page(document: Mapping[str, Any]) -> str:
@@ -191,22 +178,17 @@ def render_page(document: Mapping[str, Any]) -> str:
         if operations
     ]
     links = " · ".join(f'<a href="#{escape(tag)}">{escape(tag)}</a>' for tag, operations in by_tag.items() if operations)
-    rows = "".join(
-        f'<tr id="error-{code.word}"><td>{code.number}</td><td>{code.word}</td><td>{code.http_status}</td>'
-        f"<td>{'yes' if code.temporary else 'no'}</td><td>{escape(code.issued_when)}</td></tr>"
-        for code in ERRORS
+    rows = (
+        (f"error-{row.word}", [str(row.number), row.word, str(row.http_status), "yes" if row.temporary else "no", escape(row.issued_when)])
+        for row in ERRORS
     )
-    introduction = "".join(f"<p>{escape(line)}</p>" for line in INTRODUCTION.strip().split("\n\n"))
+    table = html_table("Errors", ["number", "word", "HTTP", "try again", "issued when"], rows)
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(document['info']['title'])} API</title>"
-        '<link rel="stylesheet" href="/docs/style.css"></head><body class="docs"><main>'
-        f"<h1>{escape(document['info']['title'])} API</h1>{introduction}"
-        '<p>For machines: <a href="/openapi.json">openapi.json</a> (OpenAPI 3.1).</p>'
-        f'<nav aria-label="Sections">{links} · <a href="#errors">errors</a></nav>{"".join(sections)}'
-        '<section id="errors"><h2>errors</h2><table><thead><tr><th scope="col">number</th><th scope="col">word</th>'
-        '<th scope="col">HTTP</th><th scope="col">try again</th><th scope="col">issued when</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table></section></main></body></html>"
+        f"<h1>{escape(document['info']['title'])} API</h1>{paragraphs(INTRODUCTION)}"
+        '<p>For machines: <a href="/openapi.json">openapi.json</a> (OpenAPI 3.1). The websocket has a document of its own: '
+        '<a href="/docs/realtime">Real time</a>, <a href="/asyncapi.json">asyncapi.json</a> (AsyncAPI 3.0).</p>'
+        f'<nav class="sections" aria-label="Sections">{links} · <a href="#errors">errors</a></nav>{"".join(sections)}'
+        f'<section id="errors"><h2>errors</h2>{table}</section>'
     )
 
 
@@ -232,11 +214,7 @@ def _operation(document: Mapping[str, Any], path: str, method: str, operation: M
 
 def _schema_block(document: Mapping[str, Any], content: Mapping[str, Any]) -> str:
     if "example" in content:
-        return f"<pre>{escape(_pretty(content['example']))}</pre>"
+        return json_block(content["example"])
     schema = content.get("schema", {})
     name = str(schema.get("$ref", "")).removeprefix(SCHEMAS)
-    return f"<pre>{escape(_pretty(document['components']['schemas'].get(name, schema)))}</pre>"
-
-
-def _pretty(value: Any) -> str:
-    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+    return json_block(document["components"]["schemas"].get(name, schema))

@@ -31,7 +31,7 @@ from app.domains.chat.tables import ChatKey, ChatMessageRow, ChatReview, ChatSan
 from app.domains.rooms import service as rooms
 from app.protocol.channels import chat_channel, room_channel, staff_channel, user_channel
 from app.protocol.codes import BANNED, KEY_REUSED, NOT_FOUND, PERMISSION_DENIED, SERVICE_UNAVAILABLE
-from app.protocol.commands import ChatLine, ChatLines, ChatOutcome, ChatSent, Done, Request
+from app.protocol.commands import ChatLine, ChatLines, ChatOutcome, ChatSent, Done, DoneOutcome, Request
 from app.protocol.events import (
     ChatDeleted,
     ChatMessage,
@@ -283,10 +283,10 @@ async def once(engines: Engines, act: Act, do: Callable[[Work], Awaitable[str]])
         if before is not None:
             if before.digest != act.digest:
                 raise AppError(KEY_REUSED, "this key was used for another command; take a new one for each command")
-            return Done(outcome=before.outcome)
+            return Done(outcome=DoneOutcome(before.outcome))
         outcome = await do(work)
         work.session.add(ChatKey(caller_id=act.caller.id, key=act.key, digest=act.digest, outcome=outcome, at=work.now))
-    return Done(outcome=outcome)
+    return Done(outcome=DoneOutcome(outcome))
 
 
 async def delete_message(work: Work, caller: Caller, room_id: str, message_id: str, reason: str) -> str:

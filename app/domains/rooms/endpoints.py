@@ -15,7 +15,7 @@ from app.domains.rooms import audience, service, shelf_endpoints
 from app.domains.rooms.rules import CheckItem
 from app.domains.rooms.tables import Room, ShowSession
 from app.protocol.codes import BAD_REQUEST, NOT_FOUND, PERMISSION_DENIED
-from app.protocol.commands import Done, RoomLike, RoomSnapshot
+from app.protocol.commands import Done, DoneOutcome, RoomLike, RoomSnapshot
 from app.protocol.events import RoomState
 from app.rest.access import EnginesDep, check_right, public, require
 from app.rest.pages import CursorParam, LimitParam, Page, decode_cursor, decode_moment_cursor, encode_cursor, encode_moment_cursor
@@ -39,7 +39,7 @@ async def room_snapshot(engines: Engines, caller: Caller, request: RoomSnapshot)
 
 async def room_like(engines: Engines, caller: Caller, request: RoomLike) -> Done:
     check_right(caller, "room.watch", request.room)
-    return Done(outcome=await service.like(engines, caller.id, request.room, request.count))
+    return Done(outcome=DoneOutcome(await service.like(engines, caller.id, request.room, request.count)))
 
 
 # --- rooms --------------------------------------------------------------------------------------------------------------------------
