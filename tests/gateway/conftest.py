@@ -139,7 +139,7 @@ def with_settings(engines: Engines, settings: Settings) -> Engines:
 
 
 class Nodes:
-    def __init__(self, engines: Engines, stack: AsyncExitStack, shell: str) -> None:
+    def __init__(self, engines: Engines, stack: AsyncExitStack, shell: str = "socket") -> None:
         self._engines = engines
         self._stack = stack
         self._shell = shell
