@@ -2,6 +2,9 @@
 
 `cut_request`: what the client sends never arrives. `cut_reply`: it arrives and is done, the answer is lost. Both close the connection,
 again and again until `heal`. A client library that retries by itself is thus tested with its retries.
+
+A `Line` carries both directions on their own, as pub/sub needs it, and can go deaf: connections stand, new ones are taken, and nothing
+comes through until `heal`; then what was on its way arrives, as after a real partition.
 """
 
 import asyncio
@@ -72,3 +75,67 @@ async def faulty_proxy(upstream: Path) -> AsyncGenerator[FaultyProxy]:
         finally:
             server.close()
             await proxy.close()
+
+
+class Line:
+    def __init__(self, upstream: Path, path: Path) -> None:
+        self._upstream = upstream
+        self._path = path
+        self._hears = asyncio.Event()
+        self._hears.set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self._path}"
+
+    def deafen(self) -> None:
+        self._hears.clear()
+
+    def heal(self) -> None:
+        self._hears.set()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        engine_reader, engine_writer = await asyncio.open_unix_connection(str(self._upstream))
+        ways = [asyncio.create_task(self._carry(reader, engine_writer)), asyncio.create_task(self._carry(engine_reader, writer))]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            return
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+            writer.close()
+            engine_writer.close()
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 16):
+            await self._hears.wait()
+            writer.write(data)
+            await writer.drain()
+
+    async def close(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def deaf_line(upstream: Path) -> AsyncGenerator[Line]:
+    """In front of a unix socket."""
+    with tempfile.TemporaryDirectory(prefix="jishi-line-") as directory:
+        path = Path(directory) / "engine.sock"
+        line = Line(upstream, path)
+        server = await asyncio.start_unix_server(line.serve, str(path))
+        try:
+            yield line
+        finally:
+            line.heal()
+            server.close()
+            await line.close()
