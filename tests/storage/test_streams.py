@@ -1,9 +1,13 @@
 """Channels with history on a real engine: offsets, epochs, once, transience, and what the nodes are sent."""
 
 import asyncio
+from collections.abc import Awaitable
+from typing import Any
 
 import pytest
 
+from app.core.errors import AppError
+from app.protocol.codes import INTERNAL
 from app.storage import presence
 from app.storage.redis import blocking_client
 from app.storage.streams import Delivered, Position, Publication, Streams, parse_push, push_channel
@@ -135,6 +139,91 @@ async def test_everything_of_a_channel_expires_some_day(engines: Engines, stream
     await streams.position("room:s")
     for key in await engines.fanout.keys("*"):
         assert await engines.fanout.ttl(key) > 0, key
+
+
+# --- chat gathers, and one channel's trouble is its own ---------------------------------------------------------------------------------
+
+
+async def bus_messages(engines: Engines, tag: str, do: Awaitable[Any]) -> list[list[Delivered]]:
+    """What nodes are sent while something is done, message by message."""
+    client = blocking_client(engines.settings.redis_url)
+    async with client.pubsub() as pubsub:
+        await pubsub.ssubscribe(push_channel(tag), push_channel("end"))
+        assert [await pubsub.get_message(timeout=5) for _ in range(2)]
+        await do
+        await engines.fanout.execute_command("SPUBLISH", push_channel("end"), b"")
+        messages = []
+        while (message := await pubsub.get_message(timeout=5))["channel"] != push_channel("end").encode():
+            messages.append(parse_push(message["data"]))
+    await client.aclose()
+    return messages
+
+
+async def test_chat_travels_in_batches_and_the_stage_at_once(engines: Engines, runtime: TestRuntime) -> None:
+    streams = Streams(engines.fanout, engines.settings.model_copy(update={"sweep_ms": 60_000, "group_commit_batch_max": 50}), runtime)
+
+    async def talk() -> None:
+        assert await streams.publish("chat:r", b"0") == 1  # a quiet room's line leaves at once
+        lines = [asyncio.create_task(streams.publish("chat:r", b"%d" % number)) for number in range(1, 51)]
+        assert await streams.publish("room:r", b"stage") == 1  # though the window is open
+        assert await asyncio.gather(*lines) == list(range(2, 52))
+
+    messages = await bus_messages(engines, "r", talk())
+    assert sorted(len(message) for message in messages) == [1, 1, 50]
+    chat = [one for message in messages for one in message if one.channel == "chat:r"]
+    assert [(one.offset, one.data) for one in chat] == [(number + 1, b"%d" % number) for number in range(51)]
+
+
+async def test_a_channel_whose_keys_hold_something_else_fails_alone(engines: Engines, streams: Streams) -> None:
+    """The script raised in the midst of its work, and the others' publications were kept but never sent."""
+    await engines.fanout.set("{r}:stream:room:r", b"no stream")
+    mixed = [Publication("staff:r", b"1", once="a"), Publication("room:r", b"2", once="b"), Publication("staff:r", b"3")]
+    with pytest.raises(AppError) as failure:
+        await streams.publish_all(mixed)
+    assert failure.value.code is INTERNAL
+    assert [one.data for one in (await streams.history("staff:r"))[0]] == [b"1", b"3"]
+    await engines.fanout.delete("{r}:stream:room:r")
+    await streams.publish_all(mixed[:2])  # again: what was done is not done twice, what was not is done
+    assert [one.data for one in (await streams.history("staff:r"))[0]] == [b"1", b"3"]
+    assert [one.data for one in (await streams.history("room:r"))[0]] == [b"2"]
+
+
+@pytest.mark.parametrize("publication", [Publication("chat:r", b"1\n2"), Publication("chat:r\n", b"1"), Publication("chat:\ud800", b"1")])
+async def test_what_would_break_the_message_is_refused_before_it_joins_others(streams: Streams, publication: Publication) -> None:
+    good = asyncio.create_task(streams.publish("chat:r", b"1"))
+    with pytest.raises(ValueError, match=r"newline|surrogates"):
+        await streams.publish(publication.channel, publication.data)
+    assert await good == 1
+
+
+async def test_once_holds_within_a_batch_too_and_for_readings(streams: Streams) -> None:
+    twice = [Publication("room:r", b"1", once="a"), Publication("room:r", b"1", once="a"), Publication("room:r", b"2")]
+    assert await streams._run_batch("r", twice) == [1, 1, 2]
+    reading = Publication("room:r", b"3", once="b", transient=True)
+    assert await streams._run_batch("r", [reading, reading]) == [0, 0]
+
+
+async def test_a_batch_longer_than_the_history_leaves_its_end(engines: Engines, streams: Streams) -> None:
+    kept = engines.settings.chat_history_messages_max
+    await streams.publish("chat:r", b"0")
+    offsets = await streams._run_batch("r", [Publication("chat:r", b"%d" % number) for number in range(1, kept + 30)])
+    assert offsets == list(range(2, kept + 31))
+    publications, top = await streams.history("chat:r")
+    assert [one.offset for one in publications] == list(range(31, kept + 31))
+    assert top.offset == kept + 30
+
+
+async def test_channels_that_take_turns_keep_their_order(engines: Engines, streams: Streams) -> None:
+    turns = [Publication(f"{kind}:r", b"%d" % number) for number in range(3) for kind in ("room", "staff")]
+    [message] = await bus_messages(engines, "r", streams.publish_all(turns))
+    assert [(one.channel, one.offset, one.data) for one in message] == [
+        (f"{kind}:r", number + 1, b"%d" % number) for number in range(3) for kind in ("room", "staff")
+    ]
+
+
+def test_a_message_that_was_cut_short_is_no_message() -> None:
+    with pytest.raises(ValueError, match="cut short"):
+        parse_push(b"room:r\nepoch\n1\n2\n{}")
 
 
 # --- presence ------------------------------------------------------------------------------------------------------------------------
