@@ -39,6 +39,7 @@ async def measure_joins(plan: Plan) -> tuple[Figures, Figures]:
         "handshake_cpu_us": handshake,
         "cpu_ratio_to_plain_fastapi": ratios(cpu_us, "plain_fastapi"),
         "joins_a_round": JOINS,
+        "at_once": AT_ONCE,
         "rounds": rounds,
     }
 

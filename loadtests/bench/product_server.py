@@ -18,6 +18,7 @@ from app.core.settings import Settings
 from app.protocol.channels import room_channel
 from app.protocol.events import NoticePinned, encode_event
 from app.storage.work import Engines
+from loadtests.bench.crowds import Trouble
 from loadtests.bench.machine import CROWD_CORE, SERVER_CORE, on_core, pin
 from loadtests.bench.servers import Server
 from loadtests.product import Product, running_product
@@ -96,8 +97,11 @@ def chat_text(room: str, mark: str = "t") -> str:
 async def running_jishi(environment: dict[str, str] | None = None, *, offers: int = 100) -> AsyncGenerator[ProductServer]:
     with contextlib.ExitStack() as stack:
         with on_core(CROWD_CORE):
-            product = stack.enter_context(running_product(web=1, environment=LIFTED | (environment or {})))
-        place = product.open_room("Bench", [f"Tea:100:{offers}"])
+            try:
+                product = stack.enter_context(running_product(web=1, environment=LIFTED | (environment or {})))
+                place = product.open_room("Bench", [f"Tea:100:{offers}"])
+            except SystemExit as ended:
+                raise Trouble(f"the product did not start: {ended}") from None
         pid = _web_pid(product)
         pin(pid, SERVER_CORE)
         room, secret = place["room"], product.secret
@@ -116,5 +120,6 @@ async def running_jishi(environment: dict[str, str] | None = None, *, offers: in
 def _web_pid(product: Product) -> int:
     """The one web process below `jishi up`."""
     serving = [child for child in psutil.Process(product.pid).children(recursive=True) if "serve" in child.cmdline()]
-    assert len(serving) == 1, serving
+    if len(serving) != 1:
+        raise Trouble(f"the product has {len(serving)} web processes instead of one")
     return int(serving[0].pid)
