@@ -1,9 +1,9 @@
 """Who comes in and what is spoken: one decision for both ways in, and the route for servers that offer no handover.
 
 `decide` is all that is asked before the upgrade: origin, draining, room for one more, rate of joins; then subprotocol and codec. `handover`
-asks it before any ASGI is begun; the route here asks it where the server hands no socket over (a test client, another ASGI server) and for
-handshakes that are out of the ordinary. `router` is included by the composition root, which also puts the started `Hub` into
-`app.state.hub`. Everything before `accept` is HTTP: refused connections get a status and, when they may come again, a `Retry-After`.
+asks it before any ASGI is begun; the route here asks it where the server hands no socket over (a test client, another ASGI server).
+`router` is included by the composition root, which also puts the started `Hub` into `app.state.hub`. Everything before `accept` is HTTP:
+refused connections get a status and, when they may come again, a `Retry-After`.
 
 The server's own limit of a frame (`ws_max_size`) must be `frame_bytes_max`, well above that of a message, so that the session can refuse
 with an error reply instead of a close code that some SDKs retry for ever.
@@ -57,7 +57,6 @@ def decide(hub: Hub, *, origin: str, host: str, offered: list[str], query: bytes
         origin=origin, host=host, connections=len(hub.connections), is_draining=hub.is_draining, now_ms=hub.now_ms()
     )
     if refusal is not None:
-        JOINS_REFUSED.labels(refusal.reason).inc()
         return refusal
     welcome = Welcome(*choose_codec(offered, _asked_format(query)))
     if welcome.codec is None:
@@ -106,6 +105,7 @@ async def _take_in(websocket: WebSocket, hub: Hub) -> None:
         query=websocket.scope.get("query_string", b""),
     )
     if isinstance(answer, Refusal):
+        JOINS_REFUSED.labels(answer.reason).inc()
         await _deny(websocket, answer)
         return
     await websocket.accept(subprotocol=answer.subprotocol)

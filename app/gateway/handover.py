@@ -2,8 +2,7 @@
 
 uvicorn reads the head of every request. For an ordinary websocket handshake to `PATH` this class asks `decide`, the same question that the
 ASGI route asks, writes the 101 (or the refusal) and lets a `ViewerSocket` take the loop's transport. No ASGI scope, task or queue is
-made, and nothing of uvicorn stays with the viewer. A handshake that is out of the ordinary (a body, a doubled field, another version,
-a bad key) takes uvicorn's way: its websocket class refuses it properly, or the ASGI route serves it.
+made, and nothing of uvicorn stays with the viewer. Other websocket paths go on to uvicorn's own class.
 
 What came in behind the handshake goes to whoever has the socket then; uvicorn itself drops it.
 
@@ -14,11 +13,13 @@ uvicorn counts its open connections and closes them when it stops. Viewers are n
 import asyncio
 from base64 import b64decode
 from typing import Any, NamedTuple, cast
+from urllib.parse import unquote_to_bytes
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from websockets.utils import accept_key
 
+from app.core.metrics import JOINS_REFUSED
 from app.gateway.admission import Refusal
 from app.gateway.endpoint import PATH, decide
 from app.gateway.hub import Hub
@@ -27,11 +28,11 @@ from app.gateway.socket_transport import ViewerSocket
 _PATH = PATH.encode()
 _ONCE = frozenset({b"host", b"origin", b"upgrade", b"sec-websocket-key", b"sec-websocket-version"})  # else it is not clear what was asked
 _BODY = frozenset({b"content-length", b"transfer-encoding"})
-_PHRASES = {403: b"Forbidden", 503: b"Service Unavailable"}
+_PHRASES = {400: b"Bad Request", 403: b"Forbidden", 426: b"Upgrade Required", 503: b"Service Unavailable"}
 
 
 class Handshake(NamedTuple):
-    """Of an ordinary upgrade to the gateway's path."""
+    """Of a proper upgrade (RFC 6455, 4.2.1)."""
 
     key: str
     origin: str
@@ -40,11 +41,10 @@ class Handshake(NamedTuple):
     query: bytes
 
 
-def read_handshake(method: str, version: str, url: bytes, headers: list[tuple[bytes, bytes]]) -> Handshake | None:
-    """None: leave it to the server. Names of headers are in lower case; that it asks for a websocket is known."""
-    path, _, query = url.partition(b"?")
-    if path != _PATH or method != "GET" or version != "1.1":
-        return None
+def read_handshake(method: str, version: str, query: bytes, headers: list[tuple[bytes, bytes]]) -> Handshake | Refusal:
+    """Names of headers are in lower case; that it asks for a websocket is known."""
+    if method != "GET" or version != "1.1":
+        return Refusal(400, "handshake")
     offered: list[str] = []
     fields: dict[bytes, bytes] = {}
     for name, value in headers:
@@ -52,19 +52,21 @@ def read_handshake(method: str, version: str, url: bytes, headers: list[tuple[by
             offered += [word.strip() for word in value.decode("latin-1").split(",")]
         elif name in _ONCE:
             if name in fields:
-                return None
+                return Refusal(400, "handshake")
             fields[name] = value
         elif name in _BODY:
-            return None
+            return Refusal(400, "handshake")
+    if fields.get(b"sec-websocket-version") != b"13":
+        return Refusal(426, "version")
     key = fields.get(b"sec-websocket-key", b"")
-    if fields.get(b"sec-websocket-version") != b"13" or not _is_key(key):
-        return None
+    if not _is_key(key):
+        return Refusal(400, "handshake")
     origin, host = fields.get(b"origin", b""), fields.get(b"host", b"")
     return Handshake(key.decode(), origin.decode("latin-1"), host.decode("latin-1"), offered, query)
 
 
 def _is_key(key: bytes) -> bool:
-    """16 bytes in base64 (RFC 6455, 4.2.1)."""
+    """16 bytes in base64."""
     if len(key) != 24:
         return False
     try:
@@ -89,6 +91,8 @@ def refusal_response(refusal: Refusal, headers: list[tuple[bytes, bytes]]) -> by
     lines += [name + b": " + value for name, value in headers]
     if refusal.retry_after_s is not None:
         lines.append(b"retry-after: %d" % refusal.retry_after_s)
+    if refusal.status == 426:
+        lines.append(b"upgrade: websocket\r\nsec-websocket-version: 13")
     lines.append(b"content-type: text/plain; charset=utf-8\r\nconnection: close\r\ncontent-length: %d" % len(body))
     return b"\r\n".join(lines) + b"\r\n\r\n" + body
 
@@ -117,24 +121,32 @@ class GatewayHttp(HttpToolsProtocol):
         if not self._should_upgrade():
             self._unsupported_upgrade_warning()
             return
-        handshake = read_handshake(self.scope["method"], self.scope["http_version"], self.url, self.headers)
-        if handshake is not None:
-            self._answer(handshake, behind)
+        path, _, query = self.url.partition(b"?")
+        if path == _PATH or unquote_to_bytes(path) == _PATH:
+            self._answer(query, behind)
             return
         self.handle_websocket_upgrade()
         if behind and not self.transport.is_closing():
             cast(asyncio.Protocol, self.transport.get_protocol()).data_received(behind)
 
-    def _answer(self, handshake: Handshake, behind: bytes) -> None:
-        hub, transport, headers = self.hub, self.transport, self.server_state.default_headers
+    def _answer(self, query: bytes, behind: bytes) -> None:
+        handshake = read_handshake(self.scope["method"], self.scope["http_version"], query, self.headers)
+        if isinstance(handshake, Refusal):
+            self._refuse(handshake)
+            return
+        hub, transport = self.hub, self.transport
         answer = decide(hub, origin=handshake.origin, host=handshake.host, offered=handshake.offered, query=handshake.query)
         if isinstance(answer, Refusal):
-            transport.write(refusal_response(answer, headers))
-            transport.close()
+            self._refuse(answer)
             return
-        transport.write(upgrade_head(handshake.key, answer.subprotocol, headers))
+        transport.write(upgrade_head(handshake.key, answer.subprotocol, self.server_state.default_headers))
         self._let_go()
         self.socket_class(hub, transport).begin(answer.codec, behind)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        JOINS_REFUSED.labels(refusal.reason).inc()
+        self.transport.write(refusal_response(refusal, self.server_state.default_headers))
+        self.transport.close()
 
     def _let_go(self) -> None:
         """Nothing of this object is needed any more. Parser and protocol refer to each other: cut, both are freed now."""
