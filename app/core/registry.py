@@ -16,7 +16,8 @@ class Command:
     `handler(engines, caller, request)` returns a reply struct, or raises AppError. `right` is checked before the handler (in any room);
     the handler checks it again for the room it concerns. Who is banned from the room that the request names is refused before the
     handler too; `is_open_to_banned` is for what they may still do: look after what they bought, and be told their ban in the command's
-    own words.
+    own words. `calls_per_s_max` is what the gateway lets one viewer call it on a node, twice as many at once: a guard against floods,
+    answered `too_many_requests`, and no rule of the product.
     """
 
     method: str
@@ -27,6 +28,7 @@ class Command:
     summary: str
     example: Mapping[str, Any] = field(default_factory=dict[str, Any])
     is_open_to_banned: bool = False
+    calls_per_s_max: float = 10
 
     @property
     def path(self) -> str:

@@ -80,6 +80,9 @@ class Settings(BaseSettings):
     send_buffer_bytes_max: Positive = 1024 * 1024
     send_stalled_s_max: Positive = 10
     connections_per_viewer_max: Positive = Field(default=16, description="of one viewer on one node; one more is closed for good")
+    method_rates_factor: Annotated[float, Field(gt=0)] = Field(
+        default=1.0, description="times what the reference states for each method: calls a second of one viewer on one node"
+    )
     close_grace_s: Positive = 5  # for a client that does not answer a close frame: then its socket is dropped
     joins_per_s: Positive = 2_000
     drain_s: float = 30.0

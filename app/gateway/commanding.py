@@ -129,6 +129,9 @@ async def _call(hub: Hub, caller: Caller, request: RpcRequest) -> RpcResult:
     if command is None:
         COMMANDS.labels("unknown", codes.METHOD_NOT_FOUND.word).inc()  # the client's word is no label
         raise AppError(codes.METHOD_NOT_FOUND, "no such method; the reference lists them")
+    if not hub.method_rates.take(caller.id, command, hub.now_ms()):
+        COMMANDS.labels(command.method, codes.TOO_MANY_REQUESTS.word).inc()
+        raise AppError(codes.TOO_MANY_REQUESTS, f"too many calls of {command.method} a second; slow down")
     return RpcResult(data=Raw(await call_command(hub.engines, caller, command, bytes(request.data))))
 
 

@@ -29,6 +29,7 @@ from app.gateway.connection import Connection, Pack, Transport, limits_of
 from app.gateway.cutoff import WATCH_S, CutOff
 from app.gateway.fanout import Fanout
 from app.gateway.healing import Healing
+from app.gateway.method_rates import MethodRates
 from app.gateway.room import Feed, Room, UserFeed
 from app.protocol import codes
 from app.protocol.channels import USER_BUCKETS, Kind, Lane, parse_channel
@@ -58,6 +59,7 @@ class Hub:
         self.connections: set[Connection] = set()
         self.rooms: dict[str, Room] = {}
         self.users: dict[str, UserFeed] = {}
+        self.method_rates = MethodRates(engines.settings.method_rates_factor)
         self.clocks = Clocks()
         self._watch = self.clocks.watch
         self._limits = limits_of(engines.settings)

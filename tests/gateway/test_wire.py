@@ -99,7 +99,7 @@ async def test_the_subprotocol_is_echoed_when_offered(node: Node, token: Any, op
         assert json.loads(await connection.recv())["connect"]["pong"] is True
 
 
-@pytest.mark.parametrize("options", [{"query": "?format=protobuf"}, {"query": "?cf_protocol=protobuf"}])
+@pytest.mark.parametrize("options", [{"query": "?format=cbor"}, {"subprotocols": ["centrifuge-cbor"]}])
 async def test_a_codec_that_is_not_served_is_final(node: Node, options: Any) -> None:
     async with socket(node, **options) as connection:
         assert await until_closed(connection) == ([], 3508, "not available")

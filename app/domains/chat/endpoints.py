@@ -350,6 +350,7 @@ DOMAIN = Domain(
             "The last lines, oldest first",
             {"room": _ROOM, "limit": 50},
             is_open_to_banned=True,  # it looks itself, as admission does
+            calls_per_s_max=2,
         ),
         Command(
             "chat.delete",

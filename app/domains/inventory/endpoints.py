@@ -71,6 +71,7 @@ DOMAIN = Domain(
             "inventory.reserve",
             "Set stock aside for yourself until a deadline",
             {"offer": "4f7k2m9q0x-8c1v5n3b7z", "quantity": 1, "key": _KEY},
+            calls_per_s_max=5,
         ),
         Command(
             "inventory.release",

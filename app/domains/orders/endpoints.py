@@ -236,7 +236,15 @@ DOMAIN = Domain(
         ),
         Command("order.get", OrderGet, OrderView, get, "order.place", "One of your orders", {"order": _ORDER}, is_open_to_banned=True),
         Command(
-            "order.list", OrderList, OrderPage, list_own, "order.place", "Your orders, newest first", {"limit": 20}, is_open_to_banned=True
+            "order.list",
+            OrderList,
+            OrderPage,
+            list_own,
+            "order.place",
+            "Your orders, newest first",
+            {"limit": 20},
+            calls_per_s_max=2,
+            is_open_to_banned=True,
         ),
     ),
     routers=(router,),

@@ -390,6 +390,7 @@ DOMAIN = Domain(
             "room.watch",
             "The whole state of a room as viewers see it",
             {"room": "k7qz0m4w2a"},
+            calls_per_s_max=2,
         ),
         Command(
             "room.like", RoomLike, Done, room_like, "room.watch", "Send likes, gathered for a second", {"room": "k7qz0m4w2a", "count": 7}

@@ -146,6 +146,7 @@ DOMAIN = Domain(
             handler=read_balance,
             right="wallet.view",
             summary="What the caller's own wallet holds.",
+            calls_per_s_max=2,
         ),
     ),
     routers=(router,),
