@@ -30,8 +30,8 @@ class JsonCodec:
         if frame.count(b"\n") > MESSAGES_MAX:
             raise Malformed(f"a frame of more than {MESSAGES_MAX} lines")
         messages = [line for line in frame.split(b"\n") if line.strip()]
-        if not messages:
-            raise Malformed("an empty frame")
+        if not 0 < len(messages) <= MESSAGES_MAX:
+            raise Malformed(f"a frame is empty, or of more than {MESSAGES_MAX} messages")
         return messages
 
     def decode(self, message: bytes) -> Command:
