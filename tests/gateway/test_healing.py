@@ -124,7 +124,7 @@ async def test_positions_are_checked_by_themselves(nodes: Nodes, engines: Engine
     async with raw_client(node.http, token()) as client:
         await client.subscribe("room:r1")
         await quietly(engines, "room:r1")
-        await wait_until(lambda: offsets(client, "room:r1") == [1], within_s=8)
+        await wait_until(lambda: offsets(client, "room:r1") == [1], within_s=30)
 
 
 async def test_a_lost_bus_connection_comes_back_without_a_gap(node: Node, engines: Engines, token: Any) -> None:
