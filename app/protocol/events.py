@@ -321,11 +321,11 @@ class HoldPlaced(Event, frozen=True, tag="hold.placed"):
 
 
 class HoldEnded(Event, frozen=True, tag="hold.ended"):
-    """The hold became an order, was given back, or ran out."""
+    """The hold was given back or ran out. One that became an order says so by `order.placed`."""
 
     hold: str
     offer: str
-    outcome: str  # released, expired, ordered
+    outcome: str  # released, expired
 
 
 class OrderChanged(Event, frozen=True, tag="order.changed"):

@@ -86,7 +86,7 @@ _EVENTS: tuple[Event, ...] = (
     events.Pulse(at=_AT, room=_ROOM, viewers=1840, likes=52310, stock={_OFFER: 17}, peak_viewers=2012, said=140, shown=20),
     events.ChatMessage(at=_AT, message=_line),
     events.HoldPlaced(at=_AT, hold=_HOLD, offer=_OFFER, quantity=1, expires_at="2026-10-02T12:05:05.120Z"),
-    events.HoldEnded(at=_AT, hold=_HOLD, offer=_OFFER, outcome="ordered"),
+    events.HoldEnded(at=_AT, hold=_HOLD, offer=_OFFER, outcome="expired"),
     events.OrderChanged(
         at=_AT, order=_HOLD, session=_SESSION, offer=_OFFER, state="shipped", carrier="SF Express", tracking="SF1234567890"
     ),

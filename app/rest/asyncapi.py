@@ -129,6 +129,7 @@ def limit_rows(settings: Settings) -> list[dict[str, Any]]:
         "channel_bytes_max": "a channel's name",
         "channels_per_client_max": "channels of one connection",
         "commands_per_s_max": "commands a second of one connection, twice that in a burst; above it: error 111",
+        "method_rates_factor": "times the rate that each method states",
         "ping_interval_s": "the server pings this often; SDKs answer by themselves",
         "pong_timeout_s": "a ping not answered by then: close 3012",
         "connect_timeout_s": "no connect command by then: close 3502",
@@ -267,6 +268,7 @@ def _extras(command: Command) -> dict[str, Any]:
         "x-right": command.right,
         "x-idempotency-key": KEY_FIELD if takes_key(command.request) else None,
         "x-outcomes": [{"word": word.value, "meaning": word.meaning} for word in outcomes(command.reply)],
+        "x-calls-per-s-max": command.calls_per_s_max,
         "x-rest": f"POST {command.path}",
     }
 

@@ -127,6 +127,7 @@ def _request(document: Document, name: str, operation: Document) -> str:
     if "x-right" in operation:
         facts["needs the right"] = f"<code>{escape(operation['x-right'])}</code>"
         facts["idempotency key"] = "<code>key</code>" if operation["x-idempotency-key"] else "none needed: it changes nothing that counts"
+        facts["calls a second"] = f"{operation['x-calls-per-s-max']:g}, twice that in a burst"
         facts["REST twin"] = f"<code>{escape(operation['x-rest'])}</code>"
     request, reply = (_resolved(document, reference) for reference in (operation["messages"][0], operation["reply"]["messages"][0]))
     words = operation.get("x-outcomes", [])

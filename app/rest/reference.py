@@ -14,7 +14,7 @@ _HEAD = """# Reference of the wire
 
 Made from the registry of commands and events by `make reference`; do not edit it by hand. For machines there are `/asyncapi.json`
 (AsyncAPI 3.0) and `/openapi.json` (the REST twins), for people with a running product `/docs/realtime`, which also shows every schema
-and example. [connect.md](connect.md) takes you through it step by step; [sampling.md](sampling.md) tells which chat lines are shown.
+and example. [connect.md](connect.md) takes you through it step by step.
 """
 
 
@@ -29,7 +29,8 @@ def render_reference(document: Document) -> str:
         *(_events(document, name) for name in channels),
         "## Requests\n",
         "Send them as RPC with the SDK, or as `POST` to the REST twin: `order.place` is `/api/v1/order/place`. *Key*: it takes `key`,\n"
-        "your idempotency key; the same key and body give the same answer with no second effect.\n",
+        "your idempotency key; the same key and body give the same answer with no second effect. *A second*: how often one viewer may\n"
+        "call it over one node's websockets, twice that in a burst; above it: error 111.\n",
         *(_requests(document, tag["name"]) for tag in document["info"]["tags"]),
         _codes(document),
     ]
@@ -55,7 +56,9 @@ def _events(document: Document, name: str) -> str:
 
 def _requests(document: Document, namespace: str) -> str:
     named = {name: one for name, one in document["operations"].items() if {"name": namespace} in one.get("tags", [])}
-    table = _table(["method", "what it does", "needs", "key", "outcomes"], (_request_row(name, one) for name, one in named.items()))
+    table = _table(
+        ["method", "what it does", "needs", "key", "a second", "outcomes"], (_request_row(name, one) for name, one in named.items())
+    )
     meanings = [
         [f"`{name}`", f"`{row['word']}`", row["meaning"]] for name, one in named.items() for row in one["x-outcomes"] if row["meaning"]
     ]
@@ -64,14 +67,10 @@ def _requests(document: Document, namespace: str) -> str:
 
 
 def _request_row(name: str, operation: Document) -> list[str]:
+    key = "yes" if operation["x-idempotency-key"] else ""
+    rate = f"{operation['x-calls-per-s-max']:g}"
     words = " ".join(f"`{row['word']}`" for row in operation["x-outcomes"])
-    return [
-        f"`{name}`",
-        operation["summary"].rstrip("."),
-        f"`{operation['x-right']}`",
-        "yes" if operation["x-idempotency-key"] else "",
-        words,
-    ]
+    return [f"`{name}`", operation["summary"].rstrip("."), f"`{operation['x-right']}`", key, rate, words]
 
 
 def _codes(document: Document) -> str:
@@ -102,5 +101,7 @@ def _codes(document: Document) -> str:
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+    for row in rows:
+        assert len(row) == len(head), f"{row} does not fit under {head}"
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |")
     return "\n".join(lines) + "\n"

@@ -27,7 +27,7 @@ from app.rest.protocol_schemas import message_schemas
 from app.rest.reference import render_reference
 
 ROOT = Path(__file__).parents[2]
-SPECS = ROOT / "tests" / "sdk" / "node_modules" / "@asyncapi" / "specs" / "schemas" / "3.0.0-without-$id.json"
+SPECS = ROOT / "tests" / "sdk" / "js" / "node_modules" / "@asyncapi" / "specs" / "schemas" / "3.0.0-without-$id.json"
 
 
 @pytest.fixture
@@ -85,6 +85,7 @@ def test_every_command_is_a_request_with_its_reply(document: dict[str, Any], reg
         assert resolve(document, error["$ref"])["payload"] == {"$ref": "#/components/schemas/Error"}
         assert operation["x-right"] == command.right
         assert operation["x-rest"] == f"POST {command.path}"
+        assert operation["x-calls-per-s-max"] == command.calls_per_s_max
         assert operation["x-idempotency-key"] == ("key" if takes_key(command.request) else None)
         assert resolve(document, request["$ref"])["headers"]["properties"]["method"]["const"] == method
 
