@@ -207,9 +207,14 @@ def _carry_to(window: Window, member: Member, tally: _Tally) -> None:
 
 
 def _count(tally: _Tally) -> None:
-    _deliveries[Lane.STAGE].inc(tally.stage)
-    _deliveries[Lane.CHAT].inc(tally.chat)
-    _deliveries[Lane.PULSE].inc(tally.pulse)
-    _sampled.inc(tally.hidden)
-    _chat_slow.inc(tally.chat_slow)
-    _pulse_slow.inc(tally.pulse_slow)
+    """Most sweeps carry one lane; a counter that several processes share costs microseconds even for nothing."""
+    for counter, count in (
+        (_deliveries[Lane.STAGE], tally.stage),
+        (_deliveries[Lane.CHAT], tally.chat),
+        (_deliveries[Lane.PULSE], tally.pulse),
+        (_sampled, tally.hidden),
+        (_chat_slow, tally.chat_slow),
+        (_pulse_slow, tally.pulse_slow),
+    ):
+        if count:
+            counter.inc(count)
