@@ -49,6 +49,7 @@ TABLE: tuple[Row, ...] = (
     Row("GET", "/staff", "O"),
     Row("POST", "/staff", "O", {"login": "new", "password": "tea-and-honey", "name": "New", "roles": ["moderator@{room}"]}),
     Row("PATCH", "/staff/{staff_id}", "O", {"name": "Changed"}),
+    Row("POST", "/staff/{staff_id}/sign-out", "O"),
     Row("DELETE", "/staff/{staff_id}", "O"),
     Row("GET", "/api-keys", "O"),
     Row("POST", "/api-keys", "O", {"name": "shop", "rights": ["order.view"]}),
@@ -129,6 +130,7 @@ TABLE: tuple[Row, ...] = (
     Row("GET", "/rooms/{room_id}/chat/sanctions", "MHO"),
     Row("GET", "/rooms/{room_id}/chat/words", "MHO"),
     Row("PUT", "/rooms/{room_id}/chat/words", "MHO", {"words": ["fake tea"]}),
+    Row("POST", "/rooms/{room_id}/viewers/{viewer_id}/disconnect", "MHO"),
     Row("GET", "/chat/words", "O"),
     Row("PUT", "/chat/words", "O", {"words": ["fake honey"]}),
     # draws and envelopes
@@ -190,7 +192,14 @@ async def world(engines: Engines, client: httpx2.AsyncClient) -> AsyncGenerator[
     engines.settings.sign_in_attempts_per_min = 10_000
     room, other = await open_room(engines), await open_room(engines, title="Another room")
     root = as_(engines, "root", "operator")
-    ids = {"room": room.room_id, "other": other.room_id, "session": room.session_id, "offer": room.offer_ids[0], "provider": "sandbox"}
+    ids = {
+        "room": room.room_id,
+        "other": other.room_id,
+        "session": room.session_id,
+        "offer": room.offer_ids[0],
+        "provider": "sandbox",
+        "viewer": "rude",
+    }
 
     async def make(path: str, body: dict[str, Any]) -> dict[str, Any]:
         answer = await client.post("/api/v1" + path.format(**ids), json=body, headers=root)

@@ -21,6 +21,7 @@ class Caller:
     avatar: str = ""
     level: int = 0
     expires_at_s: int | None = None
+    issued_at_s: int = 0  # of a member of the team, whose sign-ins can be ended
 
     def may(self, right: str, room_id: str = ANYWHERE) -> bool:
         """Whether the right holds in the room; with no room, whether it holds everywhere."""

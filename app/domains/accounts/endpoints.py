@@ -13,6 +13,7 @@ from app.domains.accounts import rules, service, store
 from app.domains.accounts.rules import Grant
 from app.domains.accounts.service import Member, Token
 from app.domains.accounts.tables import ApiKey
+from app.domains.accounts.tokens import end_sign_ins, refuse_ended
 from app.protocol.codes import BAD_REQUEST, UNAUTHORIZED
 from app.rest.access import CallerDep, EnginesDep, public, require
 from app.rest.pages import CursorParam, LimitParam, Page, decode_cursor, encode_cursor
@@ -184,6 +185,8 @@ async def change_staff(
             member = await service.change_grants(work, member, grants)
         changed = sorted(body.model_fields_set)
         await work.audit(ANYWHERE, caller.id, "staff.changed", staff_id, changed=changed, roles=body.roles)
+    if grants is not None or password_hash is not None:
+        await end_sign_ins(engines, staff_id)
     return _staff_out(member)
 
 
@@ -194,6 +197,16 @@ async def remove_staff(staff_id: str, engines: EnginesDep, caller: Annotated[Cal
         _check_scope(caller, member.grants)
         await service.remove_staff(work, member)
         await work.audit(ANYWHERE, caller.id, "staff.removed", staff_id, login=member.staff.login)
+    await end_sign_ins(engines, staff_id)
+
+
+@router.post("/staff/{staff_id}/sign-out", status_code=204, summary="End all sign-ins of a member, for instance after a phone was lost")
+async def sign_out_staff(staff_id: str, engines: EnginesDep, caller: Annotated[Caller, require("staff.manage")]) -> None:
+    async with engines.work() as work:
+        member = await service.fetch_member(work, caller, staff_id)
+        _check_scope(caller, member.grants)
+        await work.audit(ANYWHERE, caller.id, "staff.signed_out", staff_id, login=member.staff.login)
+    await end_sign_ins(engines, staff_id)
 
 
 def _check_scope(caller: Caller, grants: list[Grant]) -> None:
@@ -262,4 +275,5 @@ DOMAIN = Domain(
     name="accounts",
     rights={"staff.manage": "add, change and remove members of the team", "key.manage": "make and revoke API keys"},
     routers=(router,),
+    admission=(refuse_ended,),
 )

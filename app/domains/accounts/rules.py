@@ -105,6 +105,7 @@ def identity_of(claims: Mapping[str, Any], *, guest_rights: Collection[str]) -> 
         avatar=_text(info.get("avatar"), AVATAR_CHARS_MAX),
         level=_level(info.get("level")),
         expires_at_s=None if expires is None else int(expires),
+        issued_at_s=int(_seconds(claims, "iat") or 0) if subject.startswith(STAFF_PREFIX) else 0,
     )
     return Identity(caller, _seconds(claims, "nbf") or 0.0)
 

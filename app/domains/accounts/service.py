@@ -1,8 +1,9 @@
 """Sign-in, guests, staff and API keys.
 
 Sign-in answers an unknown login and a wrong password alike and in the same time.
-What it does not do: say what a token is worth (tokens.py), or take one back before it expires (keep `token_ttl_s` short for staff who may
-leave).
+Whoever loses a role, the place on the team, or gets another password is signed out everywhere (tokens.py): a token states the roles it was
+made with.
+What it does not do: say what a token is worth (tokens.py).
 """
 
 import asyncio

@@ -8,7 +8,9 @@ Invariants
   keys at hand stay good. A key that left the set verifies nothing any more.
 - Who signs is the company either way: the claims, roles included, mean the same. `iss` and `aud` are asked of company-signed tokens alone,
   whose keys may sign for other products too; the shared secret is this product's own.
-What it does not do: take a token back before it expires, or follow a token's own `jku`, `jwk` or `x5u` to a key.
+- The sign-ins of a member of the team can be ended before they expire; the engine is asked for those tokens alone, which are few.
+What it does not do: take a viewer's token back before it expires (a ban closes the room to it), or follow a token's own `jku`, `jwk` or
+`x5u` to a key.
 """
 
 import asyncio
@@ -30,7 +32,7 @@ from app.core.metrics import JWKS_FETCHES
 from app.core.settings import COMPANY_ALGORITHMS, Settings, split_words
 from app.domains.accounts import rules
 from app.domains.accounts.rules import Identity
-from app.protocol.codes import BAD_REQUEST, SERVICE_UNAVAILABLE, TOKEN_EXPIRED, UNAUTHORIZED
+from app.protocol.codes import BAD_REQUEST, CLOSE_PERMISSION_DENIED, SERVICE_UNAVAILABLE, TOKEN_EXPIRED, UNAUTHORIZED
 
 if TYPE_CHECKING:  # `jishi token` makes tokens and needs no engine
     from app.storage.work import Engines
@@ -44,6 +46,7 @@ KEY_SET_BYTES_MAX = 256 * 1024  # 32 RSA keys with their certificates are some 1
 RSA_BITS_MIN = 2048
 RSA_BITS_MAX = 8192  # a check takes the square of this
 FETCH_GAP_MS = 5_000
+ENDED_TTL_S = 10 * 366 * 86400  # as long as `jishi token` makes any
 RETRY_S = 15  # after a failed fetch nobody asked for
 
 # What a key must be, and what of it is read: never its private part, never its certificates. (RFC 7518, 6.2 and 6.3; RFC 8037, 2)
@@ -72,7 +75,27 @@ async def authenticate(engines: "Engines", token: str) -> Caller:
         raise AppError(TOKEN_EXPIRED, "the token has expired; get a fresh one")
     if now_s < identity.not_before_s:
         raise AppError(UNAUTHORIZED, "the token is not valid yet")
+    await refuse_ended(engines, identity.caller)
     return identity.caller
+
+
+async def end_sign_ins(engines: "Engines", staff_id: str) -> None:
+    """All tokens of this member that were issued until now are worth nothing, on every node; open connections are closed 3507."""
+    await engines.sales.set(_ended_key(staff_id), engines.runtime.now_ms() // 1000, ex=ENDED_TTL_S)
+    await engines.streams.control({"do": "disconnect", "user": staff_id, "code": str(CLOSE_PERMISSION_DENIED.number)})
+
+
+async def refuse_ended(engines: "Engines", caller: Caller, room_id: str = "") -> None:
+    """Raises AppError `unauthorized`. Also an admission, so that a connection whose end a node did not hear of is found."""
+    if not caller.id.startswith(rules.STAFF_PREFIX):
+        return
+    ended_at_s = await engines.sales.get(_ended_key(caller.id))
+    if ended_at_s is not None and caller.issued_at_s <= int(ended_at_s):
+        raise AppError(UNAUTHORIZED, "this sign-in was ended; sign in again")
+
+
+def _ended_key(staff_id: str) -> str:
+    return f"jishi:sign_ins_ended:{staff_id}"
 
 
 @dataclass(frozen=True, slots=True)

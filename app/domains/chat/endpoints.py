@@ -14,7 +14,7 @@ from app.core.registry import Command, Domain
 from app.domains.chat import rules, service, store
 from app.domains.chat.rules import TextRefusal
 from app.domains.chat.tables import ChatMessageRow, ChatReview, ChatSanction
-from app.protocol.codes import BAD_REQUEST
+from app.protocol.codes import BAD_REQUEST, FORCE_DISCONNECT
 from app.protocol.commands import (
     ChatBan,
     ChatDelete,
@@ -278,6 +278,16 @@ async def list_sanctions(
         rows = await store.list_sanctions(session, room_id, before_id=before_id, limit=limit, in_force_at=now)
     next_cursor = encode_cursor(rows[-1].id) if len(rows) == limit else ""
     return Page(items=[SanctionOut.of(row) for row in rows], next_cursor=next_cursor)
+
+
+@router.post("/rooms/{room_id}/viewers/{viewer_id}/disconnect", status_code=204, summary="Close a viewer's connections to the room")
+async def disconnect_viewer(room_id: str, viewer_id: str, engines: EnginesDep, caller: Moderator) -> None:
+    """3503, after which client libraries do not come back by themselves. Who is to stay out is banned instead."""
+    check_right(caller, "chat.moderate", room_id)
+    await service.check_room(engines, room_id)
+    async with engines.work() as work:
+        await work.audit(room_id, caller.id, "chat.disconnect", viewer_id)
+    await engines.streams.control({"do": "disconnect", "user": viewer_id, "room": room_id, "code": str(FORCE_DISCONNECT.number)})
 
 
 @router.get("/rooms/{room_id}/chat/words", summary="The words that hold a message for review")

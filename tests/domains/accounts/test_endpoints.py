@@ -12,6 +12,7 @@ from app.domains.accounts.tables import Staff
 from app.storage.tables import AuditEntry
 from app.storage.work import Engines
 from tests.rest.people import as_
+from tests.support.runtime import TestRuntime
 
 PASSWORD = "tea-and-honey"
 
@@ -158,3 +159,38 @@ async def test_an_unknown_login_costs_the_same_hash(engines: Engines, monkeypatc
             await service.sign_in(engines, login=login, password="wrong", address="192.0.2.1")
     assert len(checked) == 2
     assert checked[0] == checked[1]  # the same algorithm and the same costs
+
+
+@pytest.mark.parametrize("change", ["roles", "password", "sign-out", "removed"])
+async def test_what_a_token_states_is_worth_nothing_once_it_was_taken_away(
+    client: httpx2.AsyncClient, operator: dict[str, str], runtime: TestRuntime, change: str
+) -> None:
+    """The token still names the roles it was made with."""
+    body = {"login": "mei", "password": "tea-and-honey", "name": "Mei", "roles": ["host@r1", "moderator@r2"]}
+    staff_id = (await client.post("/api/v1/staff", json=body, headers=operator)).json()["id"]
+
+    async def sign_in(password: str) -> tuple[int, dict[str, str]]:
+        answer = await client.post("/api/v1/sign-in", json={"login": "mei", "password": password})
+        return answer.status_code, {"Authorization": f"Bearer {answer.json().get('token')}"}
+
+    _, headers = await sign_in("tea-and-honey")
+    assert (await client.get("/api/v1/me", headers=headers)).json()["roles"] == ["host@r1", "moderator@r2"]
+    path = f"/api/v1/staff/{staff_id}"
+    renamed = await client.patch(path, json={"name": "Mei Lin"}, headers=operator)
+    assert (renamed.status_code, (await client.get("/api/v1/me", headers=headers)).status_code) == (200, 200)
+    match change:
+        case "roles":
+            assert (await client.patch(path, json={"roles": ["moderator@r2"]}, headers=operator)).status_code == 200
+        case "password":
+            assert (await client.patch(path, json={"password": "honey-and-tea"}, headers=operator)).status_code == 200
+        case "sign-out":
+            assert (await client.post(f"{path}/sign-out", headers=operator)).status_code == 204
+        case _:
+            assert (await client.delete(path, headers=operator)).status_code == 204
+    refused = await client.get("/api/v1/me", headers=headers)
+    assert (refused.status_code, refused.json()["word"]) == (401, "unauthorized")
+    runtime.advance(1_000)
+    status, headers = await sign_in("honey-and-tea" if change == "password" else "tea-and-honey")
+    assert status == (401 if change == "removed" else 200)
+    if change == "roles":
+        assert (await client.get("/api/v1/me", headers=headers)).json()["roles"] == ["moderator@r2"]

@@ -1,11 +1,14 @@
 """Chat over HTTP: the command twins, the moderators' listings, the word lists, rights."""
 
+import json
 from typing import Any
 
 import httpx2
 import pytest
 
 from app.domains.chat import service
+from app.storage.redis import blocking_client
+from app.storage.streams import CONTROL_CHANNEL
 from app.storage.work import Engines
 from tests.rest.people import as_
 from tests.support.builders import OpenRoom, open_room
@@ -137,3 +140,15 @@ async def test_the_history_of_a_room_that_is_not_there_leaves_nothing_in_the_eng
         answer = await client.post("/api/v1/chat/history", json={"room": made_up}, headers=as_(engines, "ann"))
         assert (answer.status_code, answer.json()["word"]) == (404, "not_found")
     assert await engines.fanout.dbsize() == 0
+
+
+async def test_a_viewer_is_disconnected_from_one_room_on_every_node(client: httpx2.AsyncClient, engines: Engines, room: OpenRoom) -> None:
+    listener = blocking_client(engines.settings.redis_url)
+    async with listener.pubsub() as bus:
+        await bus.subscribe(CONTROL_CHANNEL)
+        assert await bus.get_message(timeout=5)
+        headers = as_(engines, "mod", f"moderator@{room.room_id}")
+        assert (await client.post(f"/api/v1/rooms/{room.room_id}/viewers/ann/disconnect", headers=headers)).status_code == 204
+        message = await bus.get_message(timeout=5)
+    await listener.aclose()
+    assert json.loads(message["data"]) == {"do": "disconnect", "user": "ann", "room": room.room_id, "code": "3503"}
