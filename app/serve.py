@@ -1,6 +1,7 @@
 """Runs the web process: uvicorn with what the gateway needs, and a stop that lets viewers leave in an orderly way."""
 
 import asyncio
+import logging
 import socket
 
 import uvicorn
@@ -13,6 +14,11 @@ from app.gateway.handover import http_protocol
 from app.main import create_app
 
 FORCE_LOOK_S = 0.1
+
+
+def without_addresses(record: logging.LogRecord) -> bool:
+    """Leaves out uvicorn's lines about websockets: they carry the whole address, and some clients put a token there."""
+    return '"WebSocket %s"' not in str(record.msg)
 
 
 class Server(uvicorn.Server):
@@ -42,6 +48,7 @@ class Server(uvicorn.Server):
 def serve(settings: Settings, *, descriptor: int | None = None) -> None:
     """Until SIGTERM or SIGINT. `descriptor`: a listening socket that the supervisor holds, instead of host and port."""
     configure_logs(settings, "web")
+    logging.getLogger("uvicorn.error").addFilter(without_addresses)
     app = create_app(settings)
     config = uvicorn.Config(
         app,

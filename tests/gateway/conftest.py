@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import pytest
 import uvicorn
+import uvloop
 from fastapi import FastAPI
 from msgspec import Meta
 
@@ -24,10 +25,17 @@ from app.protocol.codes import BANNED, UNKNOWN_CHANNEL
 from app.protocol.commands import Reply, Request
 from app.serve import Server
 from app.storage.work import Engines
+from tests.support.certificates import Certificates, make_certificates
 from tests.support.runtime import TestRuntime
 from tests.support.waiting import wait_until
 
 SHELLS = ("socket", "asgi")
+ON_UVLOOP = {"test_handover.py", "test_upgrade.py", "test_autobahn.py"}
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Any]:
+    """What hangs on the loop's transports is tested on the loop of the product; the rest on Python's own, so that it hangs on neither."""
+    return {"uvloop": uvloop.new_event_loop} if item.path.name in ON_UVLOOP else {"asyncio": asyncio.new_event_loop}
 
 
 class Echo(Request, frozen=True):
@@ -107,7 +115,8 @@ class Node:
         await self.hub.stop()
 
 
-async def start_node(engines: Engines, settings: Settings | None = None, shell: str = "socket") -> Node:
+async def start_node(engines: Engines, settings: Settings | None = None, shell: str = "socket", **options: Any) -> Node:
+    """`options` are the server's own."""
     app = FastAPI()
     app.state.engines = engines
     hub = app.state.hub = Hub(engines if settings is None else with_settings(engines, settings))
@@ -125,6 +134,7 @@ async def start_node(engines: Engines, settings: Settings | None = None, shell: 
         lifespan="off",
         log_config=None,
         access_log=False,
+        **options,
     )
     server = Server(config, app)
     task = asyncio.create_task(server._serve())
@@ -166,6 +176,11 @@ async def nodes(engines: Engines, shell: str) -> AsyncGenerator[Nodes]:
 @pytest.fixture
 async def node(nodes: Nodes) -> Node:
     return await nodes.start()
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return make_certificates(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import asyncio
 import ssl
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -98,4 +99,5 @@ class RawSocket:
 
     async def __aexit__(self, kind: type[BaseException] | None, failure: BaseException | None, trace: TracebackType | None) -> None:
         self.abort()
-        await asyncio.gather(self.writer.wait_closed(), return_exceptions=True)
+        with suppress(OSError):  # reset by the server first
+            await self.writer.wait_closed()
