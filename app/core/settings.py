@@ -83,6 +83,7 @@ class Settings(BaseSettings):
     method_rates_factor: Annotated[float, Field(gt=0)] = Field(
         default=1.0, description="times what the reference states for each method: calls a second of one viewer on one node"
     )
+    head_bytes_max: Positive = 64 * 1024  # of an HTTP request, before its body
     close_grace_s: Positive = 5  # for a client that does not answer a close frame: then its socket is dropped
     joins_per_s: Positive = 2_000
     drain_s: float = 30.0

@@ -53,4 +53,7 @@ def is_allowed_origin(origin: str, host: str, allowed: str) -> bool:
         return True
     if allowed:
         return origin.rstrip("/").lower() in {one.strip().rstrip("/").lower() for one in allowed.split(",")}
-    return urlsplit(origin).netloc.lower() == host.lower()
+    try:
+        return urlsplit(origin).netloc.lower() == host.lower()
+    except ValueError:  # no origin that a browser writes: half a bracketed address, say
+        return False

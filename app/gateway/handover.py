@@ -2,9 +2,11 @@
 
 uvicorn reads the head of every request. For an ordinary websocket handshake to `PATH` this class asks `decide`, the same question that the
 ASGI route asks, writes the 101 (or the refusal) and lets a `ViewerSocket` take the loop's transport. No ASGI scope, task or queue is
-made, and nothing of uvicorn stays with the viewer. Other websocket paths go on to uvicorn's own class.
+made, and nothing of uvicorn stays with the viewer. There is no other websocket path: uvicorn's own class for them ends in an assertion
+when frames come before its answer is out.
 
-What came in behind the handshake goes to whoever has the socket then; uvicorn itself drops it.
+What came in behind the handshake goes to the `ViewerSocket`; uvicorn itself drops it. A head that does not end within `connect_timeout_s`,
+or not within `head_bytes_max`, is refused: uvicorn would wait for ever, and keep all of it.
 
 uvicorn counts its open connections and closes them when it stops. Viewers are not among them any more: the hub closes them (`drain`,
 `stop`). The address, which may carry a secret, is logged nowhere.
@@ -12,7 +14,7 @@ uvicorn counts its open connections and closes them when it stops. Viewers are n
 
 import asyncio
 from base64 import b64decode
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 import httptools
@@ -28,7 +30,14 @@ from app.gateway.socket_transport import ViewerSocket
 _PATH = PATH.encode()
 _ONCE = frozenset({b"host", b"origin", b"upgrade", b"sec-websocket-key", b"sec-websocket-version"})  # else it is not clear what was asked
 _BODY = frozenset({b"content-length", b"transfer-encoding"})
-_PHRASES = {400: b"Bad Request", 403: b"Forbidden", 426: b"Upgrade Required", 503: b"Service Unavailable"}
+_PHRASES = {
+    400: b"Bad Request",
+    403: b"Forbidden",
+    408: b"Request Timeout",
+    426: b"Upgrade Required",
+    431: b"Request Header Fields Too Large",
+    503: b"Service Unavailable",
+}
 
 
 class Handshake(NamedTuple):
@@ -102,16 +111,69 @@ class GatewayHttp(HttpToolsProtocol):
 
     hub: Hub
     socket_class: type[ViewerSocket] = ViewerSocket
+    head_deadline: asyncio.TimerHandle | None = None  # None: no head is awaited
+    head_bytes = 0  # of the head under way
+
+    # --- heads ----------------------------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._await_head()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._await_head()
+
+    def _await_head(self) -> None:
+        if self.head_deadline is None:
+            self.head_bytes = 0
+            self.head_deadline = self.loop.call_later(self.hub.settings.connect_timeout_s, self._on_late_head)
+
+    def _on_late_head(self) -> None:
+        self.head_deadline = None
+        if not self.transport.is_closing():
+            self._refuse_head(Refusal(408, "the head of the request did not come in time"))
+
+    def on_headers_complete(self) -> None:
+        self._forget_head()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget_head()
+        super().connection_lost(exc)
+
+    def _forget_head(self) -> None:
+        if self.head_deadline is not None:
+            self.head_deadline.cancel()
+            self.head_deadline = None
+
+    def _count_head(self, size: int) -> None:
+        self.head_bytes += size
+        if self.head_bytes > self.hub.settings.head_bytes_max:
+            self._forget_head()
+            self._refuse_head(Refusal(431, "the head of the request is too large"))
+
+    def _refuse_head(self, refusal: Refusal) -> None:
+        cycle: Any = self.cycle
+        if cycle is None or cycle.response_complete:  # else it would be written into another answer
+            self.transport.write(refusal_response(refusal, self.server_state.default_headers))
+        self.transport.close()
+
+    # --- the upgrade ----------------------------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
         assert self.parser is not None, "bytes come in only before the end"
+        is_in_head = self.head_deadline is not None
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError:
             self.send_400_response("Invalid HTTP request received.")
+        else:
+            if is_in_head and self.head_deadline is not None:
+                self._count_head(len(data))
 
     def _upgrade(self, behind: bytes) -> None:
         cycle: Any = self.cycle  # None before the first request
@@ -125,9 +187,7 @@ class GatewayHttp(HttpToolsProtocol):
         if path == _PATH or unquote_to_bytes(path) == _PATH:
             self._answer(query, behind)
             return
-        self.handle_websocket_upgrade()
-        if behind and not self.transport.is_closing():
-            cast(asyncio.Protocol, self.transport.get_protocol()).data_received(behind)
+        self._refuse(Refusal(403, "path"))
 
     def _answer(self, query: bytes, behind: bytes) -> None:
         handshake = read_handshake(self.scope["method"], self.scope["http_version"], query, self.headers)
@@ -150,6 +210,7 @@ class GatewayHttp(HttpToolsProtocol):
 
     def _let_go(self) -> None:
         """Nothing of this object is needed any more. Parser and protocol refer to each other: cut, both are freed now."""
+        self._forget_head()
         self.connections.discard(self)
         for name in ("parser", "transport", "flow", "cycle"):
             setattr(self, name, None)

@@ -1,0 +1,75 @@
+"""What is no handshake: it is refused, in time and without a trace in the log, whatever it is. Found by `make fuzz`."""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from app.gateway.admission import is_allowed_origin
+from tests.gateway.conftest import Node, Nodes
+from tests.support.corpus.frames import TEXT, client_frame
+from tests.support.frames import RawSocket, handshake
+from tests.support.waiting import wait_until
+
+PATH = "/connection/websocket"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_logged_as_an_error(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    yield
+    assert [record.getMessage() for record in caplog.get_records("call") if record.levelno >= logging.ERROR] == []
+
+
+@pytest.mark.parametrize("origin", ["http://[::1", "http://[", "//[x]y", "http://\u2100.example"])
+async def test_an_origin_that_is_none_is_a_foreign_one(node: Node, origin: str) -> None:
+    """urlsplit raises for half a bracketed address: the handshake ended in a traceback, and the client without an answer."""
+    assert not is_allowed_origin(origin, "localhost", "")
+    if not origin.isascii():
+        return  # on the wire it would be other characters
+    async with await RawSocket.connect(node.port) as client:
+        client.send(handshake(node.port, PATH, Origin=origin))
+        assert (await client.read_head()).startswith(b"HTTP/1.1 403 ")
+
+
+async def test_frames_behind_a_handshake_to_another_path_harm_nobody(node: Node) -> None:
+    """uvicorn's websocket class parses them before its answer is out, and then fails an assertion of its own, twice."""
+    async with await RawSocket.connect(node.port) as client:
+        client.send(handshake(node.port, "/elsewhere") + client_frame(3, b"x") + client_frame(TEXT, b"{}", mask=None))
+        assert (await client.read_head()).startswith(b"HTTP/1.1 403 ")
+        await wait_until(lambda: not node.server.server_state.connections)
+        assert not node.server.server_state.tasks
+
+
+@pytest.mark.parametrize("head", [b"", b"GET ", handshake(1, PATH)[:-2], b"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET /"])
+async def test_a_head_that_does_not_come_to_its_end_is_not_awaited_for_ever(nodes: Nodes, head: bytes) -> None:
+    """uvicorn has a time-out between requests, and none within one: such a connection stayed until the client went."""
+    node = await nodes.start(connect_timeout_s=1)
+    async with await RawSocket.connect(node.port) as client:
+        client.send(head)
+        said = await asyncio.wait_for(client.reader.read(-1), 15)
+        assert b"HTTP/1.1 408 " in said
+    await wait_until(lambda: not node.server.server_state.connections)
+
+
+async def test_a_head_without_end_is_not_kept(nodes: Nodes) -> None:
+    """uvicorn's parser has no limit: whoever sent headers for ever filled the memory of the node."""
+    node = await nodes.start(head_bytes_max=10_000)
+    async with await RawSocket.connect(node.port) as client:
+        client.send(b"GET / HTTP/1.1\r\n")
+        await wait_until(lambda: node.server.server_state.connections)
+        client.send((b"X-More: " + b"x" * 1_000 + b"\r\n") * 9)
+        await asyncio.sleep(0)
+        assert node.server.server_state.connections
+        client.send((b"X-More: " + b"x" * 1_000 + b"\r\n") * 9)
+        assert (await client.read_head()).startswith(b"HTTP/1.1 431 ")
+    await wait_until(lambda: not node.server.server_state.connections)
+
+
+async def test_a_body_is_no_head(nodes: Nodes) -> None:
+    """A request that comes in one read with a body larger than a head may be is an ordinary one."""
+    node = await nodes.start(head_bytes_max=1_000)
+    body = b"x" * 30_000
+    async with await RawSocket.connect(node.port) as client:
+        client.send(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        assert (await client.read_head()).startswith(b"HTTP/1.1 404 ")
