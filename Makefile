@@ -10,7 +10,7 @@ STAMP := .venv/.installed
 PORT ?= 8000
 WORKERS ?= 2
 
-.PHONY: help install up test test-fast lint format load bench lock reference migration browser clean
+.PHONY: help install up test test-fast lint format load bench lock reference migration browser sdk clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -27,7 +27,7 @@ $(STAMP): requirements.lock pyproject.toml
 up: install ## Start the product with its demo show (PORT=8000)
 	$(BIN)/jishi up --port $(PORT)
 
-test: install browser ## All tests, with real engines and a real browser
+test: install browser sdk ## All tests, with real engines, a real browser and the real client SDKs
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 test-fast: install ## Without properties, faults, browser and whole-product journeys
@@ -63,5 +63,8 @@ migration: install ## Write a migration for what changed in the tables (NAME=wha
 browser: ## A Chromium and a Chinese font for the browser tests
 	@bash .ci/browser
 
+sdk: install ## The JavaScript client SDK for the tests, under the node that the lock file names
+	@bash .ci/sdk
+
 clean: ## Remove what is generated, .venv too; the data in .jishi stays
-	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache tests/sdk/js/node_modules
