@@ -24,6 +24,7 @@ header nav a[aria-current] { color: inherit; font-weight: 600; text-decoration: 
 :focus-visible { outline: 3px solid #1f5fbf; outline-offset: 2px; }
 section, h2, h3, details, tr { scroll-margin-top: 1rem; }
 code, pre { font: 14px/1.45 ui-monospace, monospace; }
+h2 code { font-size: .9em; }
 pre { overflow-x: auto; overflow-wrap: normal; padding: .75rem; border: 1px solid #8886; border-radius: 6px; }
 details { border-bottom: 1px solid #8884; padding: .4rem 0; }
 details details { border: 0; padding-left: 1rem; }
@@ -33,6 +34,7 @@ table { border-collapse: collapse; }
 th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #8884; vertical-align: top; overflow-wrap: normal; }
 td:first-child, th:first-child { padding-left: 0; }
 td code { overflow-wrap: anywhere; }
+td:last-child { min-width: 12rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; }
 dt { opacity: .75; }
 dd { margin: 0; }

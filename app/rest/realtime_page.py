@@ -56,8 +56,11 @@ async def realtime(request: Request) -> HTMLResponse:
 def render(document: Document) -> str:
     channels = [name for name in document["channels"] if name != CONNECTION]
     namespaces = [tag["name"] for tag in document["info"]["tags"]]
-    anchors = [*(f"channel-{name}" for name in channels), *namespaces, "protocol", "errors", "close-codes", "limits"]
-    links = " · ".join(f'<a href="#{escape(anchor)}">{escape(anchor.removeprefix("channel-"))}</a>' for anchor in anchors)
+    ways = {
+        "Channels": {f"channel-{name}": name for name in channels},
+        "Requests": {name: name for name in namespaces} | {"protocol": "what an SDK does by itself"},
+        "Codes": {"errors": "errors", "close-codes": "close codes", "limits": "limits"},
+    }
     return "".join(
         [
             f"<h1>{escape(document['info']['title'])}</h1>",
@@ -65,7 +68,7 @@ def render(document: Document) -> str:
             '<p>For machines: <a href="/asyncapi.json">asyncapi.json</a> (AsyncAPI 3.0). '
             '<a href="/docs/connect">Connect a phone</a> takes you through it step by step.</p>',
             _server(document),
-            f'<nav class="sections" aria-label="Sections">{links}</nav>',
+            _contents(ways),
             *(_channel(document, name) for name in channels),
             *(_namespace(document, name) for name in namespaces),
             _protocol(document),
@@ -74,6 +77,14 @@ def render(document: Document) -> str:
             _limits(document),
         ]
     )
+
+
+def _contents(ways: Mapping[str, Mapping[str, str]]) -> str:
+    lines = (
+        f"<p>{escape(title)}: " + " · ".join(f'<a href="#{escape(anchor)}">{escape(text)}</a>' for anchor, text in links.items()) + "</p>"
+        for title, links in ways.items()
+    )
+    return f'<nav class="sections" aria-label="Sections">{"".join(lines)}</nav>'
 
 
 def _server(document: Document) -> str:

@@ -23,9 +23,7 @@ def render_reference(document: Document) -> str:
     parts = [
         _HEAD,
         "## Channels\n",
-        _table(
-            ["channel", "lane", "who may subscribe", "what it carries"], (_channel_row(document["channels"][name]) for name in channels)
-        ),
+        _table(["channel", "lane", "who may subscribe", "what it is"], (_channel_row(document["channels"][name]) for name in channels)),
         *(_events(document, name) for name in channels),
         "## Requests\n",
         "Send them as RPC with the SDK, or as `POST` to the REST twin: `order.place` is `/api/v1/order/place`. *Key*: it takes `key`,\n"
@@ -39,7 +37,7 @@ def render_reference(document: Document) -> str:
 
 def _channel_row(channel: Document) -> list[str]:
     right = f"the right `{channel['x-right']}`" if channel["x-right"] else "nobody: the server does it at connect"
-    return [f"`{channel['address']}`", channel["x-lane"], right, channel["description"]]
+    return [f"`{channel['address']}`", channel["x-lane"], right, channel["title"]]
 
 
 def _events(document: Document, name: str) -> str:
@@ -51,7 +49,8 @@ def _events(document: Document, name: str) -> str:
         fields = [f"`{field}`" for field in schema["properties"] if field not in {"type", "at", "v"}]
         reading = " (a reading: kept nowhere)" if message.get("x-reading") else ""
         rows.append([f"`{tag}`", message["summary"] + reading, " ".join(fields)])
-    return f"### Events of `{channel['address']}`\n\n{_table(['event', 'what happened', 'fields, beside `type`, `at`, `v`'], rows)}"
+    table = _table(["event", "what happened", "fields, beside `type`, `at`, `v`"], rows)
+    return f"### Events of `{channel['address']}`\n\n{channel['description']}\n\n{table}"
 
 
 def _requests(document: Document, namespace: str) -> str:
