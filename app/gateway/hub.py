@@ -184,7 +184,7 @@ class Hub:
         """A socket was accepted. `disconnect` when it is gone."""
         share = self.engines.runtime.rng.uniform(0.05, 1.0)
         session = Session(codec, self._limits, now_ms=self.now_ms(), first_ping_share=share)
-        connection_id = self.engines.runtime.new_id()
+        connection_id = self.engines.runtime.token_bytes(12).hex()  # 0.5 µs; an id sorted by time takes 6, and nothing sorts these
         connection = Connection(
             connection_id=connection_id, session=session, codec=codec, transport=transport, settings=self.settings, watch=self._watch
         )
