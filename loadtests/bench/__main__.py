@@ -118,7 +118,7 @@ def _conditions(plan: Plan, load_before: float) -> Results:
         "date": time.strftime("%Y-%m-%d"),
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
-        "kernel": platform.release(),
+        "kernel": platform.release().partition("-")[0],
         "python": platform.python_version(),
         "server_core": SERVER_CORE,
         "crowd_core": f"{CROWD_CORE} (with Jishi's engines and worker)",

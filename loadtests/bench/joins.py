@@ -30,7 +30,8 @@ async def measure_joins(plan: Plan) -> tuple[Figures, Figures]:
                 used_us = await _joins(server, crowd)
                 if number:  # the first is for warming up
                     cpu_us[name].append(used_us)
-            plan.say(f"  round {number}: " + ", ".join(f"{name} {taken[-1]:.0f}" for name, taken in cpu_us.items() if taken))
+            if number:
+                plan.say(f"  round {number}: " + ", ".join(f"{name} {taken[-1]:.0f} µs" for name, taken in cpu_us.items()))
     if not cpu_us:
         raise Trouble("no server could be measured")
     figures = {name: medians({"us": taken} for taken in turns)["us"] for name, turns in cpu_us.items()}

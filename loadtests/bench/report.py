@@ -14,7 +14,7 @@ Results = dict[str, Any]
 JSON = Path("build/bench.json")
 DOCS = Path("docs/performance.md")
 BEGIN, END = "<!-- figures of `make bench`: begin -->", "<!-- figures of `make bench`: end -->"
-_STORM = ("viewers", "seconds_until_back", "errors", "gaps", "duplicates", "not_recovered", "rejoin_cpu_us", "rejoin_p99_ms")
+_STORM = ("viewers", "seconds_until_back", "errors", "gaps", "duplicates", "behind", "not_recovered", "rejoin_cpu_us", "rejoin_p99_ms")
 _FLOOD = ("chat_per_s", "quiet_p99_ms", "flood_p99_ms", "difference_ms", "refused", "lost")
 _HOLDS = ("accepted_per_s", "refused_per_s", "p50_ms", "p99_ms", "cpu_us")
 
