@@ -56,7 +56,7 @@ def resolve(document: Any, reference: str) -> Any:
 def test_it_is_a_document_of_asyncapi_3(document: dict[str, Any]) -> None:
     """By the specification's own JSON schema, where node's packages are installed; the tests below hold in any case."""
     if not SPECS.exists():
-        pytest.skip("npm packages of tests/sdk are not installed")
+        pytest.skip("run `make sdk`: the specification is not installed")
     schema = json.loads(SPECS.read_text())
     problems = [
         f"{'/'.join(map(str, error.instance_path))}: {error.message[:200]}"
