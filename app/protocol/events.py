@@ -297,8 +297,8 @@ class Pulse(Event, frozen=True, tag="room.pulse"):
     likes: int
     stock: dict[str, int]  # offer id -> available
     peak_viewers: int = 0
-    said: int = 0  # chat messages of the last second
-    shown: int = 0
+    said: int = 0  # chat messages since the last pulse, as the viewer's node counts them
+    shown: int = 0  # how many of them this viewer was shown, beside its own
 
 
 # --- chat:<id> -----------------------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import jwt
@@ -39,7 +40,8 @@ if TYPE_CHECKING:  # `jishi token` makes tokens and needs no engine
 
 SHARED_ALGORITHM = "HS256"
 TOKEN_BYTES_MAX = 8 * 1024
-TOKEN_CACHE_SIZE = 20_000  # verified tokens a process remembers: about one a connection, some 1 KiB each
+TOKEN_CACHE_SIZE = 20_000  # verified tokens a process remembers for each key: about one a connection, some 200 bytes each
+TRUSTS_MAX = 16  # keys and settings that tokens are remembered for
 HEADER_CACHE_SIZE = 1_000  # all tokens of one key have the same header
 
 KEY_SET_BYTES_MAX = 256 * 1024  # 32 RSA keys with their certificates are some 150 KiB
@@ -129,9 +131,26 @@ def _read_header(segment: str) -> tuple[str, str | None]:
     return algorithm if isinstance(algorithm, str) else "", header.get("kid")
 
 
-@lru_cache(maxsize=TOKEN_CACHE_SIZE)
 def _verify(token: str, trust: Trust, guest_rights: str) -> Identity:
-    """Signature and claims, not time. `none` and confused keys fail here."""
+    """Signature and claims, not time. Remembered under a digest: there is one of these for each viewer, and the token is the most of it."""
+    verified = _verified(trust, guest_rights)
+    digest = blake2b(token.encode(errors="surrogatepass"), digest_size=16).digest()
+    identity = verified.get(digest)
+    if identity is None:
+        identity = _verify_afresh(token, trust, guest_rights)
+        if len(verified) >= TOKEN_CACHE_SIZE:
+            del verified[next(iter(verified))]  # the oldest
+        verified[digest] = identity
+    return identity
+
+
+@lru_cache(maxsize=TRUSTS_MAX)
+def _verified(trust: Trust, guest_rights: str) -> dict[bytes, Identity]:
+    return {}
+
+
+def _verify_afresh(token: str, trust: Trust, guest_rights: str) -> Identity:
+    """`none` and confused keys fail here."""
     options: Any = dict.fromkeys(("verify_exp", "verify_nbf", "verify_iat", "verify_jti"), False)
     options |= {"verify_iss": bool(trust.issuer), "verify_aud": bool(trust.audience)}
     try:
