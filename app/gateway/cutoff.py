@@ -77,7 +77,7 @@ class CutOff:
 
     async def _check(self, connection: Connection, room_id: str) -> None:
         for _ in range(ATTEMPTS_MAX):
-            if not connection.is_open:
+            if not connection.is_open or not self._hub.is_hearing:  # cut off again: from the beginning when it is back
                 return
             try:
                 for check in self._hub.engines.registry.admission:

@@ -339,7 +339,8 @@ class Hub:
             if room in self.rooms:
                 self.attendance.recount(self.rooms[room])
             return
-        for connection in [one for one in self.connections if one.caller.id and one.caller.id == message.get("user")]:
+        feed = self.users.get(message.get("user", ""))
+        for connection in list(feed.connections) if feed is not None else ():
             if message.get("do") == "disconnect" and (not room or connection.is_in(room)):
                 connection.close(_CLOSES.get(message.get("code", ""), codes.FORCE_DISCONNECT))
             elif message.get("do") == "unsubscribe" and room:

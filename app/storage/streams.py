@@ -5,8 +5,8 @@ loop turn brings to a hash tag. A publication with a `once` id is made at most o
 itself after a crash without a client seeing a duplicate.
 
 Chat gathers: a quiet room's line leaves at once, the following within `sweep_ms` go together, in one script call and one message to the
-nodes, since viewers would get them together anyway. Nothing else waits. At 1000 lines a second a room this takes the script from some
-25 us a line to 4, and each node takes 20 messages a second instead of a thousand.
+nodes, since viewers would get them together anyway. Nothing else waits. Measured (one core, Valkey 9): 48 us of the engine's time a line
+alone, 14 in batches of five, 7.5 in batches of fifty, which is 1000 lines a second in one room; a node's reader takes 9 us a message.
 
 On the wire between nodes a message is runs of publications of one channel, in lines: channel, epoch, offset of the first, how many, and
 their data, which is JSON and holds no raw newline. Offset 0: they are transient.
