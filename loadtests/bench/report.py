@@ -102,7 +102,7 @@ def _columns(name: str, figures: dict[str, dict[str, Any]]) -> Table:
     }
     columns = {"storm": _STORM, "flood": _FLOOD, "holds": _HOLDS}[name]
     rows = [[server, *(_cell(its[column]) for column in columns)] for server, its in figures.items()]
-    return Table(titles[name], ["server", *(column.replace("_", " ") for column in columns)], rows)
+    return Table(titles[name], ["server", *(column.replace("_", " ").replace("cpu us", "CPU µs") for column in columns)], rows)
 
 
 def _cell(value: Any) -> str:
