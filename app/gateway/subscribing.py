@@ -16,6 +16,7 @@ from app.core.caller import Caller
 from app.core.errors import AppError
 from app.core.metrics import DELIVERIES, RECOVERIES, SUBSCRIPTIONS
 from app.domains.chat.service import without_deleted
+from app.domains.rooms.service import snapshot
 from app.gateway.connection import Connection
 from app.gateway.hub import Hub
 from app.gateway.recovery import recover
@@ -190,8 +191,7 @@ async def _read_snapshot(engines: Engines, channel: str) -> Start:
     """The position first: an event that falls in between is then applied twice, which does no harm, and never missed."""
     room_id = channel.partition(":")[2]
     top = await _position(engines, channel)
-    parts = {name: await part(engines, room_id) for name, part in engines.registry.snapshot.items()}
-    return Start(top, data=msgspec.Raw(_encoder.encode(parts)))
+    return Start(top, data=msgspec.Raw(_encoder.encode(await snapshot(engines, room_id))))
 
 
 async def read_own_start(hub: Hub, feed: Feed, request: SubscribeRequest) -> Start:

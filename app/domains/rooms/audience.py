@@ -6,7 +6,6 @@ in whatever order and however often they run; where it is missing, SQL is asked.
 
 import asyncio
 from collections.abc import Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,21 +170,13 @@ class Stage:
     pin: str | None
 
 
-# The stage that the parts of one snapshot share; only ever set within `snapshot`.
-_stage: ContextVar[Stage | None] = ContextVar("stage", default=None)
-
-
 async def snapshot(engines: Engines, room_id: str) -> dict[str, Any]:
     """The room as a viewer finds it: one value a part of the registry. Raises AppError `not_found`.
 
     Read the position of the room's stream before, not after: events that come in between are then applied twice, which does no harm.
     """
-    token = _stage.set(await read_stage(engines, room_id))
-    try:
-        parts = engines.registry.snapshot
-        values = await asyncio.gather(*[read(engines, room_id) for read in parts.values()])
-    finally:
-        _stage.reset(token)
+    parts = engines.registry.snapshot
+    values = await asyncio.gather(*[read(engines, room_id) for read in parts.values()])
     return dict(zip(parts, values, strict=True))
 
 
@@ -214,7 +205,12 @@ def _at(at: Any) -> str:
 
 
 async def _shared(engines: Engines, room_id: str) -> Stage:
-    return _stage.get() or await read_stage(engines, room_id)
+    """One reading for all parts of a snapshot, and for all snapshots that begin while another is being read."""
+    return await engines.group_commit("stage", _read_stages).submit(room_id, None)
+
+
+async def _read_stages(engines: Engines, room_id: str, askers: Sequence[None]) -> list[Stage]:
+    return [await read_stage(engines, room_id)] * len(askers)
 
 
 async def room_part(engines: Engines, room_id: str) -> RoomView:
