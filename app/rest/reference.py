@@ -14,7 +14,7 @@ _HEAD = """# Reference of the wire
 
 Made from the registry of commands and events by `make reference`; do not edit it by hand. For machines there are `/asyncapi.json`
 (AsyncAPI 3.0) and `/openapi.json` (the REST twins), for people with a running product `/docs/realtime`, which also shows every schema
-and example. [connect.md](connect.md) takes you through it step by step.
+and example. [connect.md](connect.md) takes you through it step by step; [sampling.md](sampling.md) tells which chat lines are shown.
 """
 
 

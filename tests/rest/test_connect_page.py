@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
@@ -98,3 +99,9 @@ def test_what_a_guide_cannot_lead_to_stays_text_and_html_in_it_is_shown() -> Non
     assert '<a href="/docs/glossary">y</a> <a href="#here">z</a>' in html
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
+
+
+def test_every_guide_that_is_served_is_in_the_package() -> None:
+    packed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert {name for name in packed if name.startswith("docs/")} == {f"docs/{name}.md" for name in GUIDES}
+    assert all(packed[f"docs/{name}.md"] == f"app/docs/{name}.md" for name in GUIDES)
