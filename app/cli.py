@@ -55,6 +55,7 @@ def up(
 def serve(
     data_dir: DataDir = DATA_DIR,
     fd: Annotated[int | None, typer.Option(hidden=True, help="A listening socket inherited from `jishi up`.")] = None,
+    ready_fd: Annotated[int | None, typer.Option(hidden=True, help="Where `jishi up` waits for the word that this process serves.")] = None,
 ) -> None:
     """Run one web process: websockets, REST, pages."""
     from app.serve import serve as run
@@ -62,7 +63,7 @@ def serve(
     settings = find_product(_read_settings(data_dir))
     settings.check_engines()
     settings.check_production()
-    run(settings, descriptor=fd)
+    run(settings, descriptor=fd, ready_descriptor=ready_fd)
 
 
 @app.command()

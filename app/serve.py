@@ -1,6 +1,7 @@
 """Runs the web process: uvicorn with what the gateway needs, and a stop that lets viewers leave in an orderly way."""
 
 import asyncio
+import os
 import logging
 import socket
 
@@ -12,6 +13,7 @@ from app.core.settings import Settings
 from app.gateway.endpoint import frame_bytes_max
 from app.gateway.handover import http_protocol
 from app.main import create_app
+from app.renewal import READY
 
 FORCE_LOOK_S = 0.1
 
@@ -25,9 +27,16 @@ class Server(uvicorn.Server):
     """uvicorn closes every websocket the moment it is told to stop. This one first stops accepting and lets the gateway hand its viewers
     over, in small groups with a reason that their SDKs understand; a second Ctrl-C cuts that short."""
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+    def __init__(self, config: uvicorn.Config, app: FastAPI, *, ready_descriptor: int | None = None) -> None:
         super().__init__(config)
         self._app = app
+        self._ready_descriptor = ready_descriptor
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._ready_descriptor is not None and self.started:
+            os.write(self._ready_descriptor, READY)
+            os.close(self._ready_descriptor)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
@@ -45,8 +54,9 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def serve(settings: Settings, *, descriptor: int | None = None) -> None:
-    """Until SIGTERM or SIGINT. `descriptor`: a listening socket that the supervisor holds, instead of host and port."""
+def serve(settings: Settings, *, descriptor: int | None = None, ready_descriptor: int | None = None) -> None:
+    """Until SIGTERM or SIGINT. `descriptor`: a listening socket that the supervisor holds, instead of host and port; `ready_descriptor`:
+    where it waits for the word that this process serves."""
     configure_logs(settings, "web")
     logging.getLogger("uvicorn.error").addFilter(without_addresses)
     app = create_app(settings)
@@ -69,4 +79,4 @@ def serve(settings: Settings, *, descriptor: int | None = None) -> None:
         timeout_graceful_shutdown=max(1, int(settings.drain_s)),
     )
     sockets = None if descriptor is None else [socket.socket(fileno=descriptor)]
-    Server(config, app).run(sockets)
+    Server(config, app, ready_descriptor=ready_descriptor).run(sockets)

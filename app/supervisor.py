@@ -5,6 +5,7 @@ Invariants
   which stays open here, so that who knocks meanwhile waits instead of being refused.
 - Each web process has a listening socket of its own on the one port (SO_REUSEPORT): the kernel spreads connections evenly, whereas
   processes that share one socket let whoever wakes first take most of a join storm.
+- SIGHUP renews the web processes one after the other (renewal.py), but for a product started in a terminal, where it means to stop.
 - Everything ends in the order demo, web, worker, engines; children also end when this process is killed.
 
 It is one plain loop without threads or asyncio: all it does is look ten times a second who has ended.
@@ -35,6 +36,7 @@ from rich.table import Table as Grid
 
 from app.core.errors import SetupError
 from app.core.settings import DEMO_SECRET, Settings
+from app.renewal import Place, Renewal
 from app.storage.children import die_with_parent
 from app.storage.data_dir import Running, forget_running, kept_secret, locked, write_running
 from app.storage.embedded import Engine, Postgres, Valkey
@@ -74,6 +76,11 @@ class Child:
         self.process = self.spawn()
         self.started_s = time.monotonic()
 
+    def take(self, process: "subprocess.Popen[bytes]") -> None:
+        """This one serves from now on."""
+        self.process = process
+        self.started_s = time.monotonic()
+
     def look(self, say: Callable[[str], None]) -> None:
         """Notes an end, and starts again when the back-off is over."""
         now = time.monotonic()
@@ -111,7 +118,9 @@ class Supervisor:
     engines: list[Engine] = field(default_factory=list[Engine])
     children: list[Child] = field(default_factory=list[Child])  # in the order in which they stop
     sockets: list[socket.socket] = field(default_factory=list[socket.socket])
+    places: list[Place] = field(default_factory=list[Place])  # of the web processes
     stop_asked: int = 0
+    renewal_asked: bool = False
 
     @property
     def url(self) -> str:
@@ -132,21 +141,39 @@ class Supervisor:
         """Once: stop in order. Twice: at once, but the engines still close their files."""
         self.stop_asked += 1
 
+    def on_hangup(self, _number: int, _frame: FrameType | None) -> None:
+        """Asks for a rolling restart."""
+        self.renewal_asked = True
+
     def run(self) -> None:
         self.settings.check_engine_urls()
         with locked(self.data_dir):
-            old = {number: signal.signal(number, self.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+            handlers = {signal.SIGINT: self.on_signal, signal.SIGTERM: self.on_signal}
+            # A terminal that is closed hangs up on us as well: whoever started the product in one means to stop it.
+            handlers[signal.SIGHUP] = self.on_signal if os.isatty(0) else self.on_hangup
+            old = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+            renewal = Renewal(self.say)
             try:
                 self._start()
                 while not self.stop_asked:
-                    for child in self.children:
-                        child.look(self.say)
+                    self._look(renewal)
                     time.sleep(LOOK_S)
             finally:
                 self.stop_asked = self.stop_asked or 1
+                late = renewal.end()
                 self._stop()
+                if late is not None:
+                    _end(late)
                 for number, handler in old.items():
                     signal.signal(number, handler)
+
+    def _look(self, renewal: Renewal) -> None:
+        for child in self.children:
+            child.look(self.say)
+        if self.renewal_asked:
+            self.renewal_asked = False
+            renewal.begin(self.places)
+        renewal.look()
 
     def _start(self) -> None:
         self.sockets = listen(self.settings.host, self.settings.port, self.web_count, wait_s=self._port_wait_s())
@@ -204,10 +231,16 @@ class Supervisor:
         return environment
 
     def _web(self, number: int, listener: socket.socket, environment: dict[str, str]) -> Child:
-        descriptor = listener.fileno()
+        name, descriptor = f"web {number}", listener.fileno()
         arguments = ["-m", "app.cli", "serve", "--fd", str(descriptor)]
-        child = self._python(f"web {number}", arguments, environment, descriptors=(descriptor,))
+        child = self._python(name, arguments, environment, descriptors=(descriptor,))
         child.stop_s = float(environment["JISHI_DRAIN_S"]) + 15
+
+        def spawn(ready: int) -> "subprocess.Popen[bytes]":
+            renewed = [*arguments, "--ready-fd", str(ready)]
+            return self._python(name, renewed, environment, descriptors=(descriptor, ready)).spawn()
+
+        self.places.append(Place(name, spawn, lambda: child.process, child.take, self._bury_gauges, child.stop_s))
         return child
 
     def _python(
@@ -305,6 +338,14 @@ class Supervisor:
                 for process in running:
                     process.kill()
             time.sleep(LOOK_S / 2)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """It was asked to end before the engines were."""
+    try:
+        process.wait(1)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def prepare_schema(database_url: str) -> None:

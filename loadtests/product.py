@@ -52,7 +52,7 @@ def running_product(*, web: int = 2, environment: dict[str, str] | None = None) 
         port = free_port()
         command = [sys.executable, "-m", "app.cli", "up", "--no-demo", "--port", str(port), "--web", str(web), "--data-dir", folder]
         with (data_dir / "up.log").open("w") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **(environment or {})})  # noqa: S603 - our own command
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **(environment or {})})  # noqa: S603 - our own command
             try:
                 url = f"http://127.0.0.1:{port}"
                 wait_ready(url, process, data_dir)

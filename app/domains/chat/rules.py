@@ -14,6 +14,8 @@ from enum import StrEnum
 
 from ahocorasick_rs import AhoCorasick
 
+from app.protocol.events import ChatDeleted, decode_event
+
 RATE_WINDOW_MS = 10_000
 WORDS_MAX = 5_000
 WORD_CHARS_MAX = 60
@@ -25,6 +27,8 @@ _REFUSED_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
 # Who stands above whom when it comes to sanctions. A role that is not here stands with the viewers.
 STANDING = {"moderator": 1, "planner": 1, "supervisor": 1, "host": 2, "operator": 3}
 ROLES_SHOWN = ("operator", "host", "moderator", "planner")  # beside a line, the highest first
+
+_DELETION = b'"type":"chat.deleted"'  # in an event as it is encoded: the others need no decoding
 
 
 class TextRefusal(StrEnum):
@@ -167,3 +171,9 @@ def said_last_second(now_ms: int, *, second: int, count: int, before: int) -> in
             return count
         case _:
             return 0
+
+
+def deleted_among(events: Iterable[bytes]) -> set[str]:
+    """The lines that these events of a chat channel take back."""
+    decoded = [decode_event(event) for event in events if _DELETION in event]
+    return {event.message for event in decoded if isinstance(event, ChatDeleted)}

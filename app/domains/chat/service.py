@@ -234,9 +234,11 @@ async def history(engines: Engines, room_id: str, limit: int) -> ChatLines:
 async def without_deleted(engines: Engines, publications: list[Delivered]) -> list[Delivered]:
     """A chat channel's publications as they may be handed out again: in the place of a line that was deleted since, its deletion.
 
-    In its place, so that offsets run on without a gap; the stream itself stays as it was said.
+    In its place, so that offsets run on without a gap; the stream itself stays as it was said. The engine is told of a deletion a moment
+    after it was announced, so those among the publications count as well.
     """
     hidden = await store.hidden_messages(engines, publications[0].channel.partition(":")[2]) if publications else set[str]()
+    hidden |= rules.deleted_among(publication.data for publication in publications)
     return [_if_not_hidden(publication, hidden) for publication in publications] if hidden else publications
 
 
