@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import uvicorn
+import uvloop
 from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
@@ -133,4 +134,4 @@ def _config(shell: str, port: int, hub: EchoHub) -> uvicorn.Config:
 
 
 if __name__ == "__main__":
-    asyncio.run(EchoServer(sys.argv[1], int(sys.argv[2])).run())
+    uvloop.run(EchoServer(sys.argv[1], int(sys.argv[2])).run())
