@@ -1,8 +1,9 @@
 """Runs the web process: uvicorn with what the gateway needs, and a stop that lets viewers leave in an orderly way."""
 
 import asyncio
-import os
+import gc
 import logging
+import os
 import socket
 
 import uvicorn
@@ -16,6 +17,7 @@ from app.main import create_app
 from app.renewal import READY
 
 FORCE_LOOK_S = 0.1
+COLLECTOR_THRESHOLDS = (5_000, 5, 40)  # the first two keep a young collection under some 10 ms
 
 
 def without_addresses(record: logging.LogRecord) -> bool:
@@ -79,4 +81,14 @@ def serve(settings: Settings, *, descriptor: int | None = None, ready_descriptor
         timeout_graceful_shutdown=max(1, int(settings.drain_s)),
     )
     sockets = None if descriptor is None else [socket.socket(fileno=descriptor)]
+    calm_collector()
     Server(config, app, ready_descriptor=ready_descriptor).run(sockets)
+
+
+def calm_collector() -> None:
+    """Viewers are hundreds of thousands of objects that live long and are freed by their counts. A full collection walks all of them while
+    nobody is served (15,000 viewers and the modules: 0.2 s, with neighbours 0.7 s; five times while they join), so it comes about once in a
+    million objects that stay, instead of with every quarter more. What was made until now stays and is never walked again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECTOR_THRESHOLDS)
