@@ -136,6 +136,9 @@ class Connection:
     def flush(self) -> None:
         """Hands over what the session has to say, and closes when the session is over."""
         messages = self.session.data_to_send()
+        if messages and self.is_open and self.transport.buffered_bytes > self.settings.send_buffer_bytes_max:
+            self.session.close(codes.SLOW)  # asks on and takes no answer: each may be a whole history
+            messages = self.session.data_to_send()
         if messages:
             self.write_packed(self.transport.pack(self.codec.join(messages), self.codec.is_text))
         code = self.session.close_code

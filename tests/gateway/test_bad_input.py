@@ -1,13 +1,20 @@
-"""What is no handshake: it is refused, in time and without a trace in the log, whatever it is. Found by `make fuzz`."""
+"""What no client should send or leave undone, before the handshake and behind it: refused in time, bounded, and without a trace in the log.
+
+Each was found by `make fuzz`, or beside it.
+"""
 
 import asyncio
+import json
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from app.gateway.admission import is_allowed_origin
+from app.storage.work import Engines
 from tests.gateway.conftest import Node, Nodes
+from tests.support.clients import raw_client
 from tests.support.corpus.frames import TEXT, client_frame
 from tests.support.frames import RawSocket, handshake
 from tests.support.waiting import wait_until
@@ -73,3 +80,23 @@ async def test_a_body_is_no_head(nodes: Nodes) -> None:
     async with await RawSocket.connect(node.port) as client:
         client.send(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         assert (await client.read_head()).startswith(b"HTTP/1.1 404 ")
+
+
+async def test_who_asks_and_never_takes_the_answers_is_let_go(nodes: Nodes, engines: Engines, token: Any) -> None:
+    """Publications were bounded, answers were not: 50 histories a second, of 600 KiB each, waited in the node for ten seconds."""
+    node = await nodes.start(send_stalled_s_max=60)  # it is not for its time that it is let go
+    reply_bytes = 30 * 20_000
+    async with raw_client(node.http, token("bob")) as other:
+        for _ in range(30):
+            await engines.streams.publish("room:r1", b'"' + b"x" * 20_000 + b'"')
+        async with await RawSocket.upgraded(node.port) as client:
+            client.send(client_frame(TEXT, json.dumps({"id": 1, "connect": {"token": token("ann")}}).encode()))
+            await client.frame()
+            [connection] = [one for one in node.hub.connections if one.caller.id == "ann"]
+            client.writer.transport.pause_reading()
+            for number in range(2, 42):
+                client.send(client_frame(TEXT, json.dumps({"id": number, "history": {"channel": "room:r1", "limit": -1}}).encode()))
+            await wait_until(lambda: not connection.is_open, what="the node has had enough")
+            assert connection.transport.buffered_bytes < node.hub.settings.send_buffer_bytes_max + 2 * reply_bytes
+            assert len((await other.command(history={"channel": "room:r1", "limit": -1}))["history"]["publications"]) == 30
+        await wait_until(lambda: len(node.hub.connections) == 1)
