@@ -9,8 +9,10 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PORT ?= 8000
 WORKERS ?= 2
+INPUTS ?= 1000000
+SEED ?= 1
 
-.PHONY: help install up test test-fast lint format load bench lock reference migration browser sdk clean
+.PHONY: help install up test test-fast lint format load fuzz bench lock reference migration browser sdk clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -45,6 +47,9 @@ format: install ## Format the code and fix what can be fixed
 
 load: install ## A small load test against a product of its own, then the audit of its books
 	$(BIN)/python -m loadtests.run
+
+fuzz: install ## A million wrong inputs to codecs, frames, sessions and sockets (INPUTS=, SEED=)
+	$(BIN)/python -m tests.fuzz --inputs $(INPUTS) --seed $(SEED)
 
 bench: install ## Jishi beside other servers, as ratios (ARGS="--only storm"; ARGS=--help)
 	$(BIN)/python -m loadtests.bench $(ARGS)

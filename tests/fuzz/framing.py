@@ -257,4 +257,4 @@ def _corpus() -> list[Stream]:
     return [Stream(b"".join(chunks), chunks, limit) for chunks in cut for limit in (LIMIT_BYTES, 100)]
 
 
-FRAMING_TARGET = Target("framing", 0.25, _make, check_stream, _corpus)
+FRAMING_TARGET = Target("framing", 0.2, _make, check_stream, _corpus)

@@ -355,8 +355,7 @@ def _corpus(words: Words) -> Iterator[Script]:
 
 
 def _target(words: Words) -> Target[Script]:
-    return Target(f"session-{words.codec.name}", 0.1, lambda rng: make_script(rng, words), check_script, lambda: _corpus(words))
+    return Target(f"session-{words.codec.name}", 0.095, lambda rng: make_script(rng, words), check_script, lambda: _corpus(words))
 
 
 SESSION_TARGETS = (_target(JSON_WORDS), _target(PROTOBUF_WORDS))
-TARGETS = SESSION_TARGETS
