@@ -8,6 +8,17 @@ when frames come before its answer is out.
 What came in behind the handshake goes to the `ViewerSocket`; uvicorn itself drops it. A head that does not end within `connect_timeout_s`,
 or not within `head_bytes_max`, is refused: uvicorn would wait for ever, and keep all of it.
 
+The design has the route do this, through an extension in the ASGI scope. Measured in turns on one core (300 handshakes a turn, CPU of the
+server process, its kernel work included; medians of eleven turns while the machine was busy, so compare the ratios):
+
+    a plain FastAPI websocket route, accepted by uvicorn's `websockets-sansio`                   567 µs      26 KiB a connection
+    the product's ASGI route, carried by `AsgiTransport`                                       1,224 µs      31 KiB
+    the same route calling an extension of a minimal websocket class of ours, then handed over   186 µs
+    this class: asked and answered before ASGI, then handed over                                  83 µs     1.5 KiB
+
+The 100 µs between the last two are a second parse of the head, the scope, a task, five middlewares that let websockets pass untouched, and
+the router. About 45 of the 83 are the kernel's, for accepting, reading and writing.
+
 uvicorn counts its open connections and closes them when it stops. Viewers are not among them any more: the hub closes them (`drain`,
 `stop`). The address, which may carry a secret, is logged nowhere.
 """
