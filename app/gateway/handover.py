@@ -17,7 +17,7 @@ server process, its kernel work included; medians of eleven turns while the mach
     this class: asked and answered before ASGI, then handed over                                  83 µs     1.5 KiB
 
 The 100 µs between the last two are a second parse of the head, the scope, a task, five middlewares that let websockets pass untouched, and
-the router. About 45 of the 83 are the kernel's, for accepting, reading and writing.
+the router. Of the 83, 39 are Python (measured on a transport that does nothing); the rest is the loop's and the kernel's.
 
 uvicorn counts its open connections and closes them when it stops. Viewers are not among them any more: the hub closes them (`drain`,
 `stop`). The address, which may carry a secret, is logged nowhere.
