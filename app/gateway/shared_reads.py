@@ -36,13 +36,14 @@ class _Flight:
 
 
 class SharedReads:
-    __slots__ = ("_flights", "_renewals", "_spawn", "kept")
+    __slots__ = ("_flights", "_is_sweeping", "_renewals", "_spawn", "kept")
 
     def __init__(self, spawn: Spawn) -> None:
         self._spawn = spawn
         self._flights: dict[Hashable, _Flight] = {}
         self._renewals: dict[Hashable, _Flight] = {}
         self.kept: dict[int, Any] = {}  # what was made of the node's own copy, by whoever knows when it is out of date
+        self._is_sweeping = False
 
     def at_hand(self, key: Hashable, read: Callable[[], Awaitable[Value]]) -> Value | None:
         """What was read a moment ago, without a wait; None when nothing was. `read` is begun when it will soon be too old."""
@@ -73,7 +74,24 @@ class SharedReads:
             self._flights[key] = flight
         return cast("Value", flight.task.result() if flight.is_done else await asyncio.shield(flight.task))
 
+    def let_go_later(self) -> None:
+        """After the storm nothing of it stays: histories and snapshots as they were sent are megabytes."""
+        if not self._is_sweeping:
+            self._is_sweeping = True
+            asyncio.get_running_loop().call_later(AGE_S_MAX, self._let_go)
+
+    def _let_go(self) -> None:
+        self._is_sweeping = False
+        self.kept.clear()
+        oldest = asyncio.get_running_loop().time() - AGE_S_MAX
+        for flights in (self._flights, self._renewals):
+            for key in [key for key, flight in flights.items() if flight.began < oldest and flight.task.done()]:
+                del flights[key]
+        if self._flights or self._renewals:
+            self.let_go_later()
+
     def _begin(self, read: Callable[[], Awaitable[Any]]) -> _Flight:
+        self.let_go_later()
         return _Flight(asyncio.get_running_loop().time(), self._spawn(_run(read)))
 
     def forget(self) -> None:

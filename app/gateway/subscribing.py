@@ -123,6 +123,7 @@ def _start_at_hand(hub: Hub, feed: Feed, request: SubscribeRequest) -> Start | N
 
 
 def _recovery_at_hand(hub: Hub, feed: Feed, since: Position) -> Start | None:
+    feed.reads.let_go_later()
     return recovery_of_copy(feed.channel, feed.reads.kept, since, hub.settings.stage_history_events_max)
 
 

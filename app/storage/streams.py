@@ -153,9 +153,8 @@ class Streams:
         by_tag: dict[str, list[str]] = {}
         for channel in channels:
             by_tag.setdefault(hash_tag(channel), []).append(channel)
-        calls = [
-            ([_meta_key(tag, channel) for channel in group], [self._runtime.new_short_id(), META_TTL_S]) for tag, group in by_tag.items()
-        ]
+        arguments = [self._runtime.new_short_id(), META_TTL_S]
+        calls = [([_meta_key(tag, channel) for channel in group], arguments) for tag, group in by_tag.items()]
         replies: list[list[bytes]] = await _position_script.call_all(self._client, calls)
         found: dict[str, Position] = {}
         for group, reply in zip(by_tag.values(), replies, strict=True):

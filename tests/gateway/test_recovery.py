@@ -134,3 +134,33 @@ def test_what_came_after_is_whole_or_nothing() -> None:
     assert channel.after(998) == pubs(999, 1_000)
     assert channel.after(1_000) == channel.after(2_000) == []
     assert channel.after(1) is None  # more than is kept
+
+
+@pytest.mark.parametrize(
+    ("history", "came", "whole"),
+    [
+        ((1, 2, 3, 4, 5), (), (1, 2, 3, 4, 5)),
+        ((3, 4, 5), (6, 7), (3, 4, 5, 6, 7)),
+        ((3, 4, 5, 6, 7), (6, 7), (3, 4, 5, 6, 7)),  # read after they came
+        ((3, 5), (6,), (6,)),  # with a hole, nothing is taken
+        ((3, 4), (6,), (6,)),
+        ((), (6,), (6,)),
+    ],
+)
+def test_a_channel_learns_what_was_said_before_it_was_here(history: tuple[int, ...], came: tuple[int, ...], whole: tuple[int, ...]) -> None:
+    channel = channel_at(5)
+    for publication in pubs(*came):
+        channel.take(publication)
+    channel.prime(pubs(*history))
+    assert channel.after(whole[0] - 1) == pubs(*whole)
+    assert channel.after(whole[0] - 2) is None
+
+
+def test_a_channel_learns_nothing_of_another_life_or_over_a_gap() -> None:
+    channel = channel_at(5)
+    channel.prime([pub(4, "f"), pub(5, "f")])
+    assert channel.after(3) is None
+    channel.take(pub(8))
+    channel.prime(pubs(4, 5))
+    assert channel.after(3) is None
+    assert channel.heal(pubs(6, 7, 8), Position("e", 8)) == pubs(6, 7, 8)
