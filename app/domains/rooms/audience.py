@@ -176,7 +176,10 @@ async def snapshot(engines: Engines, room_id: str) -> dict[str, Any]:
     Read the position of the room's stream before, not after: events that come in between are then applied twice, which does no harm.
     """
     parts = engines.registry.snapshot
-    values = await asyncio.gather(*[read(engines, room_id) for read in parts.values()])
+    values = await asyncio.gather(*[read(engines, room_id) for read in parts.values()], return_exceptions=True)
+    for value in values:  # after all have ended: none is left reading for nobody
+        if isinstance(value, BaseException):
+            raise value
     return dict(zip(parts, values, strict=True))
 
 
