@@ -6,6 +6,7 @@
     codecs.py      bytes -> a command or `Malformed`; the independent decoders agree
     framing.py     bytes in any chunks -> the same messages, pings and close codes; `websockets` agrees
     sessions.py    frames and clock -> answers, a close code and bounded state
+    recording.py   writes what SDKs send into the corpus
     sockets.py     bytes before, in and after the handshake of a real node, with a neighbour who must not notice
 
 It stands beside the tests and not beside the load runs, because the same targets run in both: tests/properties/test_fuzz_*.py runs each

@@ -117,8 +117,13 @@ class Planner:
         return b"".join(frames)
 
     def corpus(self) -> Iterator[Plan]:
-        for raw in seeds.head_seeds().values():
+        heads = seeds.head_seeds()
+        for raw in heads.values():
             yield Plan(JSON, [raw], "end", 1000)
+        for name, raw in seeds.read_lines("recorded").items():  # a visit as an SDK made it, in one go
+            part, _, speaker = name.partition(" ")
+            if part == "stream":
+                yield Plan(PROTOBUF if "protobuf" in speaker else JSON, [heads[f"head {speaker}"], raw], "end", 1000)
         for codec in (JSON, PROTOBUF):
             head = self.heads[codec.name]
             opcode = TEXT if codec.is_text else BINARY

@@ -38,16 +38,10 @@ def read_lines(name: str) -> dict[str, bytes]:
             continue
         label, _, literal = line.partition(" = ")
         assert label not in found, f"{name}.txt names {label!r} twice"
-        found[label] = b"".join(_literal(part) for part in literal.split(" + "))
+        value = literal_eval(literal)
+        assert isinstance(value, bytes), label
+        found[label] = value
     return found
-
-
-def _literal(text: str) -> bytes:
-    """A bytes literal, or one times a number."""
-    body, _, times = text.rpartition(" * ") if text.rstrip()[-1].isdigit() else (text, "", "1")
-    value = literal_eval(body.strip())
-    assert isinstance(value, bytes), text
-    return value * int(times)
 
 
 # --- right commands -----------------------------------------------------------------------------------------------------------------
@@ -179,6 +173,11 @@ def huge_protobuf() -> dict[str, bytes]:
     }
 
 
+def _recorded(part: str) -> dict[str, bytes]:
+    """Of what SDKs sent: the `head`, or the `stream` behind it."""
+    return {name: raw for name, raw in read_lines("recorded").items() if name.startswith(part + " ")}
+
+
 def _findings(target: str) -> dict[str, bytes]:
     return {name: raw for name, raw in read_lines("findings").items() if name.startswith(target + " ")}
 
@@ -200,7 +199,7 @@ def stream_seeds(words: Vocabulary) -> dict[str, bytes]:
         "json in parts": in_parts(TEXT, b"\n".join(texts), 7),
         "protobuf in parts": in_parts(BINARY, b"".join(binaries), 5),
     }
-    return right | _frame_seeds() | read_lines("recorded") | _findings("stream")
+    return right | _frame_seeds() | _recorded("stream") | _findings("stream")
 
 
 def in_parts(opcode: int, payload: bytes, count: int) -> bytes:
@@ -266,7 +265,7 @@ def _frame_seeds() -> dict[str, bytes]:
 
 
 def head_seeds() -> dict[str, bytes]:
-    found = {name: raw.replace(b"@KEY", KEY) for name, raw in (read_lines("heads") | _findings("head")).items()}
+    found = {name: raw.replace(b"@KEY", KEY) for name, raw in (read_lines("heads") | _recorded("head") | _findings("head")).items()}
     right = found["right"]
     return found | {
         "a header of many bytes": right[:-2] + b"X-Long: " + b"x" * 100_000 + b"\r\n\r\n",
