@@ -10,9 +10,10 @@ from collections.abc import Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from app.domains.chat.service import without_deleted
+from app.gateway.channel import Channel
 from app.gateway.room import Feed
 from app.protocol import codes
 from app.protocol.channels import Kind
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 ATTEMPTS_MAX = 60
 PAUSE_S_MAX = 2.0
 AT_ONCE = 16  # histories read at the same time after the bus came back
+POSITIONS_A_TRIP = 64
 SETTLE_S = 1.0  # what is in the stream's top may still be on its way to us
 
 log = structlog.get_logger()
@@ -103,32 +105,47 @@ class Healing:
         return self._hub.feed_of(feed.channel.name) is feed
 
     async def check_positions(self) -> None:
-        """Walks all stage channels in `position_check_s`, evenly, for ever."""
+        """Walks all stage channels in `position_check_s`, evenly, for ever. Many in one trip: each viewer has a channel of its own."""
         interval_s = self._hub.settings.position_check_s
         while True:
             feeds = [feed for feed in self._feeds() if feed.channel.kind is not Kind.CHAT]
-            for feed in feeds:
-                await asyncio.sleep(interval_s / len(feeds))
-                await self.check_position(feed)
-            if not feeds:
+            trips = [feeds[start : start + POSITIONS_A_TRIP] for start in range(0, len(feeds), POSITIONS_A_TRIP)]
+            for trip in trips:
+                await asyncio.sleep(interval_s / len(trips))
+                await self._check(trip)
+            if not trips:
                 await asyncio.sleep(interval_s)
 
     async def check_position(self, feed: Feed) -> None:
+        await self._check([feed])
+
+    async def _check(self, feeds: list[Feed]) -> None:
         """A gap that nobody noticed: healed, or the viewers are closed 3010 and recover by connecting again."""
-        if not await self._is_behind(feed):
+        behind = await self._behind(feeds)
+        if not behind:
             return
         await asyncio.sleep(SETTLE_S)
-        if await self._is_behind(feed):
+        for feed in await self._behind(behind):
             log.warning("behind the stream", channel=feed.channel.name, at=feed.channel.top)
             feed.channel.is_healing = True
             await self._heal(feed, codes.INSUFFICIENT_STATE)
 
-    async def _is_behind(self, feed: Feed) -> bool:
-        channel = feed.channel
-        if channel.top is None or channel.is_healing or not self._is_live(feed):
-            return False
+    async def _behind(self, feeds: list[Feed]) -> list[Feed]:
+        """Those whose stream is elsewhere than this node believes. What cannot be read is looked at the next time."""
+        feeds = [feed for feed in feeds if self._is_settled(feed)]
+        if not feeds:
+            return []
         try:
-            position = await self._hub.engines.streams.position(channel.name)
+            positions = await self._hub.engines.streams.positions([feed.channel.name for feed in feeds])
+        except ResponseError:  # one that is broken must not hide the others
+            return [] if len(feeds) == 1 else [found for feed in feeds for found in await self._behind([feed])]
         except (RedisError, OSError):
-            return False
-        return Position(channel.epoch, channel.top) != position and (position.epoch != channel.epoch or position.offset > channel.top)
+            return []
+        return [feed for feed, top in zip(feeds, positions, strict=True) if self._is_settled(feed) and _is_beyond(top, feed.channel)]
+
+    def _is_settled(self, feed: Feed) -> bool:
+        return feed.channel.top is not None and not feed.channel.is_healing and self._is_live(feed)
+
+
+def _is_beyond(top: Position, channel: Channel) -> bool:
+    return top.epoch != channel.epoch or top.offset > (channel.top or 0)

@@ -12,6 +12,7 @@ import pytest
 
 from app.core.registry import Registry
 from app.core.settings import Settings
+from app.protocol.channels import user_bucket
 from app.storage.embedded import Valkey
 from app.storage.streams import Delivered
 from app.storage.work import Engines
@@ -123,6 +124,16 @@ async def test_positions_are_checked_by_themselves(nodes: Nodes, engines: Engine
     node = await nodes.start(position_check_s=1)
     async with raw_client(node.http, token()) as client:
         await client.subscribe("room:r1")
+        await quietly(engines, "room:r1")
+        await wait_until(lambda: offsets(client, "room:r1") == [1], within_s=30)
+
+
+async def test_a_channel_that_cannot_be_read_hides_no_other_from_the_check(nodes: Nodes, engines: Engines, token: Any) -> None:
+    """Positions are read many in one trip, and one failure fails the trip."""
+    node = await nodes.start(position_check_s=1)
+    async with raw_client(node.http, token("ann")) as client:
+        await client.subscribe("room:r1")
+        await engines.fanout.set(f"{{{user_bucket('ann')}}}:meta:user:ann", "no hash")
         await quietly(engines, "room:r1")
         await wait_until(lambda: offsets(client, "room:r1") == [1], within_s=30)
 
