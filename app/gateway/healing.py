@@ -81,6 +81,9 @@ class Healing:
             except (RedisError, OSError):
                 await asyncio.sleep(min(PAUSE_S_MAX, 0.1 * 2**attempt))
                 continue
+            except Exception:  # a history that cannot be read must not leave the channel silent for ever: its viewers start afresh
+                log.exception("history not read", channel=channel.name)
+                break
             missed = channel.heal(history, position)
             if missed is None:
                 break

@@ -12,6 +12,7 @@ import pytest
 
 from app.core.registry import Registry
 from app.core.settings import Settings
+from app.domains.chat.store import hide_message
 from app.protocol.channels import user_bucket
 from app.storage.embedded import Valkey
 from app.storage.streams import Delivered
@@ -45,6 +46,20 @@ async def test_a_gap_on_the_bus_is_healed_from_history(node: Node, engines: Engi
         await engines.streams.publish("room:r1", b"{}")
         await wait_until(lambda: len(offsets(client, "room:r1")) == 5)
         assert offsets(client, "room:r1") == [1, 2, 3, 4, 5]
+
+
+async def test_a_history_that_cannot_be_read_starts_viewers_afresh(node: Node, engines: Engines, token: Any) -> None:
+    """The healing ended in the midst of it, and the channel stayed silent: what came was held for a healing that never came."""
+    async with raw_client(node.http, token()) as client:
+        await client.subscribe("chat:r1")
+        await hide_message(engines, "r1", "r1-1")
+        await quietly(engines, "chat:r1")  # no event of ours; it is looked into, since something was deleted
+        await engines.streams.publish("chat:r1", b"{}")
+        await wait_until(lambda: client.pushes)
+        assert client.pushes[0]["unsubscribe"]["code"] == 2500
+        await client.subscribe("chat:r1")
+        await engines.streams.publish("chat:r1", b"{}")
+        await wait_until(lambda: offsets(client, "chat:r1") == [3])
 
 
 async def test_a_gap_that_history_no_longer_has_starts_viewers_afresh(node: Node, engines: Engines, token: Any) -> None:
