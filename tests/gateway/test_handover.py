@@ -21,6 +21,7 @@ from app.protocol.session import Session
 from app.storage.work import Engines
 from tests.gateway.conftest import SHELLS, Node, Nodes, start_node
 from tests.support.certificates import Certificates
+from tests.support.clients import raw_client
 from tests.support.frames import BINARY, CLOSE, FIN, PING, PONG, TEXT, RawSocket, masked
 from tests.support.waiting import wait_until
 
@@ -123,6 +124,23 @@ async def test_a_large_message_is_refused_by_a_reply(nodes: Nodes, token: Token)
         client.send(masked(TEXT, json.dumps({"id": 7, "rpc": {"method": "test.echo", "data": {"text": "x" * 5000}}}).encode()))
         [reply] = await replies(client, 1)
         assert (reply["id"], reply["error"]["code"]) == (7, codes.LIMIT_EXCEEDED.number)
+
+
+@both
+async def test_a_viewers_whole_visit(node: Node, token: Token, engines: Engines) -> None:
+    """Connect, subscribe, commands, pushes in order, and back again after a cut: the session does not know what carries it."""
+    async with raw_client(node.http, token()) as client:
+        start = await client.subscribe("room:r1")
+        for number in range(5):
+            await engines.streams.publish("room:r1", b'{"number":%d}' % number)
+            assert await client.rpc("test.echo", {"text": str(number)}) == {"outcome": "echoed", "text": str(number), "by": "ann"}
+        await wait_until(lambda: len(client.publications("room:r1")) == 5)
+        assert [one["data"]["number"] for one in client.publications("room:r1")] == [0, 1, 2, 3, 4]
+        offset = client.publications("room:r1")[2]["offset"]
+    async with raw_client(node.http, token()) as client:
+        again = await client.subscribe("room:r1", recover=True, epoch=start["epoch"], offset=offset)
+        assert again["recovered"]
+        assert [one["data"]["number"] for one in again["publications"]] == [3, 4]
 
 
 # --- closing ------------------------------------------------------------------------------------------------------------------------

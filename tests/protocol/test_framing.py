@@ -176,6 +176,17 @@ def test_too_big_is_told_by_the_head_alone() -> None:
     assert Frames(1000).receive(masked(0x82, b"v" * 1001)[:8]) == [Broken(1009, "message too big")]
 
 
+@pytest.mark.parametrize("tiny", [masked(0x89, b""), masked(0x8A, b""), masked(0x82, b"")])
+def test_a_flood_of_tiny_frames_in_one_read_ends_it(tiny: bytes) -> None:
+    """Pings and empty fragments are no messages: the session, which limits those, never sees them."""
+    assert read(tiny * 40_000)[-1] == Broken(1008, "too many frames")
+    assert not [event for event in read(tiny * 5_000) if isinstance(event, Broken)]
+
+
+def test_a_flood_of_empty_fragments_ends_it() -> None:
+    assert read(masked(2, b"") + masked(0, b"") * 40_000) == [Broken(1008, "too many frames")]
+
+
 def test_nothing_is_kept_between_messages() -> None:
     frames = Frames(LIMIT)
     data = masked(1, b"ab") + masked(FIN, b"cd")
