@@ -146,10 +146,11 @@ async def _connect(hub: Hub, connection: Connection, command_id: int, request: C
     resume = request.subs.get(channel) or SubscribeRequest()
     resume.channel = channel
     with hub.user(caller.id) as feed:
-        if len(feed.connections) + feed.pending > hub.settings.connections_per_viewer_max:
+        if len(feed.connections) >= hub.settings.connections_per_viewer_max:
             connection.close(codes.CONNECTION_LIMIT)
             return
-        connection.caller = caller  # from here on a ban or a revocation finds it
+        connection.caller = caller
+        feed.expect(connection)
         await hub.bus.open(push_channel(user_bucket(caller.id)))
         refusals = {room_id: await _admit(hub, caller, room_id) for room_id in _rooms_ahead(hub, connection)}
         start = await subscribing.read_own_start(hub, feed, resume)

@@ -20,6 +20,7 @@ from app.gateway.window import ABSENT, Window
 from app.protocol.channels import Kind
 from app.protocol.codec import Codec
 
+NOT_YET = 2**64  # after every offset that a viewer's own channel can have; it carries nothing without one
 KINDS = (Kind.ROOM, Kind.CHAT, Kind.STAFF)
 
 
@@ -55,6 +56,10 @@ class UserFeed(Feed):
         self.viewer_id = viewer_id
         self.connections: tuple[Connection, ...] = ()
         self.pending = 0  # connects under way
+
+    def expect(self, connection: Connection) -> None:
+        """A connect under way: what ends this viewer's connections must find it, and nothing is delivered to it yet."""
+        self.enter(connection, NOT_YET)
 
     def enter(self, connection: Connection, after: int) -> None:
         connection.own_after = after

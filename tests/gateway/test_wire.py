@@ -17,6 +17,7 @@ from app.gateway import shared_reads
 from app.protocol.codes import SERVICE_UNAVAILABLE
 from app.protocol.commands import ChatLine
 from app.protocol.events import ChatMessage, encode_event
+from app.storage.streams import Streams
 from app.storage.work import Engines
 from tests.gateway.conftest import Node, Nodes, Stage
 from tests.support.clients import RawClient, raw_client
@@ -192,6 +193,32 @@ async def test_overload_at_connect_is_temporary(node: Node, token: Any, monkeypa
     async with socket(node) as connection:
         await connection.send(connect_command(token()))
         assert json.loads(await connection.recv())["error"] == {"code": 413, "message": "the engine does not answer", "temporary": True}
+
+
+async def test_a_ban_finds_a_client_whose_connect_is_still_being_answered(
+    node: Node, engines: Engines, token: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it may come in has been looked up already, for the subscribe that it sent along; so the ban must find it by that."""
+    gate, asked = asyncio.Event(), asyncio.Event()
+    positions = Streams.positions
+
+    async def held_up(streams: Streams, channels: list[str]) -> Any:
+        if "user:mal" in channels:
+            asked.set()
+            await gate.wait()
+        return await positions(streams, channels)
+
+    async with raw_client(node.http, token("ann")) as ann, socket(node) as mal:
+        await ann.subscribe("room:r1")
+        monkeypatch.setattr(Streams, "positions", held_up)
+        await mal.send(connect_command(token("mal")) + '\n{"id":2,"subscribe":{"channel":"room:r1"}}')
+        await asyncio.wait_for(asked.wait(), 5)
+        await engines.streams.control({"do": "disconnect", "user": "mal", "room": "r2", "code": "3507"})  # not its room
+        await engines.streams.control({"do": "disconnect", "user": "mal", "room": "r1", "code": "3507"})
+        messages, code, _ = await until_closed(mal)
+        gate.set()
+        assert (messages, code) == ([{"push": {"disconnect": {"code": 3507, "reason": "permission denied"}}}], 3507)
+        assert {member.viewer_id for member in node.hub.rooms["r1"].members} == {"ann"}
 
 
 async def test_a_banned_viewer_is_not_admitted(node: Node, stage: Stage, token: Any) -> None:
