@@ -281,10 +281,12 @@ class Viewer(asyncio.Protocol):
         crowd = self._crowd
         wrong = _ERROR.search(message)
         crowd.refused += wrong is not None
+        if wrong and not self.is_ready:
+            self._end(f"reply_{wrong[1].decode()}")
+            return
+        if wrong:
+            crowd.errors[f"reply_{wrong[1].decode()}"] += 1
         if not self.is_ready:
-            if wrong:
-                self._end(f"reply_{wrong[1].decode()}")
-                return
             if crowd.stage_opening and message.startswith(b'{"id":2,'):
                 self._take_subscribe(message)
             self._replies_left -= 1

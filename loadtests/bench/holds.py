@@ -21,7 +21,7 @@ async def measure_holds(plan: Plan) -> tuple[Figures, Figures]:
     seconds = max(5.0, plan.seconds)
     figures: Figures = {}
     async with running_jishi(ALL_JOINS, offers=STOCK) as product:
-        figures["jishi"] = await _by_rpc(product, seconds)
+        figures["jishi"] = await _by_rpc(plan, product, seconds)
         plan.say(f"  jishi {figures['jishi']['accepted_per_s']} holds a second")
         async with running_rival("plain_fastapi", product.redis_url) as server:
             figures["plain_fastapi"] = await _by_http(server.port, server.pid, seconds)
@@ -31,7 +31,7 @@ async def measure_holds(plan: Plan) -> tuple[Figures, Figures]:
     return figures, {"in_flight": {"jishi": IN_FLIGHT, "plain_fastapi": PLAIN_IN_FLIGHT}, "accepted_ratio_to_plain_fastapi": share}
 
 
-async def _by_rpc(product: ProductServer, seconds: float) -> Figures:
+async def _by_rpc(plan: Plan, product: ProductServer, seconds: float) -> Figures:
     offer = product.place["offers"][0]["id"]
     data = {"offer": offer, "quantity": 1, "key": "b%N"}
     text = json.dumps({"rpc": {"method": "inventory.reserve", "data": data}}, separators=(",", ":")).replace("{", '{"id":%N,', 1)
@@ -43,6 +43,8 @@ async def _by_rpc(product: ProductServer, seconds: float) -> Figures:
         told = await crowd.loop(text, mark='"held"', seconds=seconds)
         used_s = cpu_s(product.server.pid) - began_cpu_s
         await crowd.close()
+    if told["refused"]:
+        plan.say(f"  jishi refused {told['refused']} holds: {told['errors'] or 'by outcome'}")
     if not told["accepted"]:
         raise Trouble(f"no hold was accepted: {told}")
     return {

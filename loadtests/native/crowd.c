@@ -214,14 +214,11 @@ static void take_subscribe(Viewer *v, const char *text, size_t count) {
 }
 static void take_reply(Viewer *v, const char *text, size_t count) {
   const char *wrong = find(text, count, "\"error\":{\"code\":");
-  if (wrong) refused++;
+  char kind[32];
+  if (wrong) { refused++; snprintf(kind, sizeof kind, "reply_%d", atoi(wrong + 16)); }
+  if (wrong && v->state == READY) note(kind);
   if (v->state == GREETING) {
-    if (wrong) {
-      char kind[32];
-      snprintf(kind, sizeof kind, "reply_%d", atoi(wrong + 16));
-      again(v, kind, 1);
-      return;
-    }
+    if (wrong) { again(v, kind, 1); return; }
     if (stage_opening[0] && !strncmp(text, "{\"id\":2,", 8)) take_subscribe(v, text, count);
     if (--v->replies_left == 0) arrive(v);
   } else if (loop_text) {

@@ -108,7 +108,7 @@ async def test_closed_loop_counts_accepted_and_refused(joining: Joining) -> None
     async with joining(room) as crowd:
         await crowd.open(1)
         told = await crowd.loop("buy %N", mark='"held"', seconds=1)
-        assert (told["accepted"], told["refused"], told["samples"]) == (1, 2, 3)
+        assert (told["accepted"], told["refused"], told["samples"], told["errors"]) == (1, 2, 3, {"reply_111": 1})
         assert room.heard[0] == [(TEXT, b"buy %d" % number) for number in (1001, 1002, 1003, 1004)]
 
 
