@@ -27,6 +27,7 @@ from loadtests.product import Product, running_product
 LIFTED = {
     "JISHI_CHAT_PER_VIEWER_PER_10_S": "100000",
     "JISHI_COMMANDS_PER_S_MAX": "100000",
+    "JISHI_METHOD_RATES_FACTOR": "100000",
     "JISHI_CONNECTIONS_MAX": "60000",
     "JISHI_DRAIN_S": "0.5",
 }
