@@ -27,7 +27,7 @@ from tests.fuzz.target import Target
 
 pytestmark = pytest.mark.slow
 
-INPUTS = 4_000
+INPUTS = 3_000
 SEED = 20_251_122
 
 
