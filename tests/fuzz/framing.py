@@ -6,6 +6,7 @@ The two differ only where the RFC leaves it open, or where an input breaks two r
   1009 to the library; a close frame with a wrong code and a reason that is not UTF-8 is 1002 and 1007;
 - lengths in more bytes than needed are taken by both, but in control frames not by ours (5.5: they have at most 125 bytes);
 - a length of 2**63 and above is 1002 to ours (5.2: the highest bit is 0), too big to the library;
+- how many frames one read may hold is ours alone (1008); no input made here has so many;
 - a close inside a message that has not ended: ours says goodbye, the library 1002.
 """
 

@@ -56,7 +56,7 @@ CHECK_EVERY = 10  # events, a look at whether they have come
 SHORT_CLOCKS = {"connect_timeout_s": 1, "ping_interval_s": 1, "pong_timeout_s": 1, "close_grace_s": 1, "joins_per_s": 100_000}
 
 HTTP_STATUS = {200, 400, 403, 404, 405, 408, 426, 431}
-FRAME_CODES = {1000, 1002, 1007, 1009}
+FRAME_CODES = {1000, 1002, 1007, 1008, 1009}
 OUR_CODES = {value.number for value in vars(codes).values() if isinstance(value, CloseCode)}
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.protocol.framing import Broken, Frames
+from app.protocol.framing import FRAMES_PER_READ_MAX, Broken, Frames, Message
 from tests.fuzz.framing import FRAMING_TARGET, LIMIT_BYTES, Stream, check_stream, events_of
 from tests.support.corpus.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, client_frame
 
@@ -62,9 +62,15 @@ def test_what_comes_behind_a_fault_is_not_kept() -> None:
 
 
 def test_a_message_of_endless_empty_parts_keeps_nothing() -> None:
-    raw = client_frame(TEXT, fin=False) + client_frame(CONTINUATION, fin=False) * 20_000
+    """As long as no single read holds a flood of them, which is refused."""
+    empty = client_frame(CONTINUATION, fin=False)
+    reads = [client_frame(TEXT, fin=False), *[empty * (FRAMES_PER_READ_MAX - 1)] * 5]
     parser = Frames(LIMIT_BYTES)
-    assert parser.receive(raw) == []
-    assert not parser._buffer
-    assert not parser._message
-    assert events_of([raw, client_frame(CONTINUATION, b"x")], LIMIT_BYTES, fast=True)[-1][0] == b"x"
+    for read in reads:
+        assert parser.receive(read) == []
+        assert not parser._buffer
+        assert not parser._message
+    assert events_of([*reads, client_frame(CONTINUATION, b"x")], LIMIT_BYTES, fast=True) == [Message(b"x", True)]
+    [event] = parser.receive(empty * (3 * FRAMES_PER_READ_MAX))
+    assert isinstance(event, Broken)
+    assert event.code == 1008
