@@ -41,6 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "tests/sdk/" in item.path.as_posix():
             item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.timeout(120, method="thread"))  # uvloop swallows what a signal's handler raises
 
 
 class Gate:
@@ -91,10 +92,16 @@ class Product:
         return list(self.hub.connections)
 
     async def stop(self) -> None:
+        """Says where it hangs when it does."""
         self.server.should_exit = True
-        await self.task
+        done, _ = await asyncio.wait([self.task], timeout=STOP_S_MAX)
+        if not done:
+            self.task.print_stack()
+            pytest.fail(f"the web process did not stop within {STOP_S_MAX} s")
+        self.task.result()
 
 
+STOP_S_MAX = 30
 StartProduct = Callable[..., Awaitable[Product]]
 
 

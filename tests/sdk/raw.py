@@ -1,6 +1,7 @@
 """A client that shows every message as it came, in JSON or in Protobuf as the SDK's own generated classes read it. SDKs hide what tests
 have to see: the order of things, what is empty, what a close says."""
 
+import asyncio
 import base64
 import json
 from collections.abc import AsyncGenerator
@@ -16,6 +17,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
 CODECS = ["json", "protobuf"]
+FRAME_S_MAX = 30
 
 
 class RawClient:
@@ -34,7 +36,7 @@ class RawClient:
     async def receive(self) -> dict[str, Any]:
         """The next message; {} is a ping. Raises ConnectionClosed."""
         while not self._waiting:
-            frame = await self.connection.recv()
+            frame = await asyncio.wait_for(self.connection.recv(), FRAME_S_MAX)
             self._waiting = [json.loads(line) for line in str(frame).split("\n")] if self.codec == "json" else _parsed(bytes(frame))
         return self._waiting.pop(0)
 

@@ -204,7 +204,7 @@ async def test_a_token_is_refreshed_when_it_ends(
     [connection] = product.connections
     before = connection.caller.expires_at_s
     assert before is not None
-    await wait_until(lambda: connection.caller.expires_at_s == before + 3_599)
+    await wait_until(lambda: connection.caller.expires_at_s == before + 3_599 and ann.of("token_fetched"))
     assert len(ann.of("token_fetched")) == 1
     assert len(ann.of("connecting")) == 1
 

@@ -22,6 +22,7 @@ from tests.support.waiting import wait_until
 NODE = Path(ROOT_DIR) / "bin" / "node"
 RUNNER = Path(__file__).with_name("js") / "viewer.mjs"
 LINE_BYTES_MAX = 1 << 20
+CALL_S_MAX = 30  # SDKs wait 5 s for an answer
 
 
 class Speaker(NamedTuple):
@@ -277,11 +278,14 @@ class NodeProcess:
                 event = Event(message["channel"], message["event"], message.get("value"))
                 self._viewers[message["viewer"]].events.append(event)
         for waiting in self._calls.values():
-            waiting.set_exception(ConnectionError("node ended"))
+            if not waiting.done():
+                waiting.set_exception(ConnectionError("node ended"))
 
     @staticmethod
     def _settle(future: asyncio.Future[Any], message: dict[str, Any]) -> None:
         error = message.get("error")
+        if future.done():
+            return  # nobody waits any more
         if error is None:
             future.set_result(message["value"])
         else:
@@ -291,7 +295,7 @@ class NodeProcess:
         number = next(self._numbers)
         future = self._calls[number] = asyncio.get_running_loop().create_future()
         self._send({"call": number, "viewer": viewer, "do": action, "args": args})
-        return await future
+        return await asyncio.wait_for(future, CALL_S_MAX)
 
     def _send(self, message: dict[str, Any]) -> None:
         assert self._process is not None
