@@ -76,6 +76,8 @@ class Channel:
         assert self.top is not None, "a channel is healed after it had a position"
         if position.epoch != self.epoch or any(held.epoch != self.epoch for held in self.held):
             return None
+        if position.offset < self.top:
+            return None  # the engine came back without its last moments: offsets that viewers have seen are given out again
         missed = merge(history, self.held, self.top)
         if missed is None or self.top + len(missed) < position.offset:
             return None

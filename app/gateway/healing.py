@@ -84,6 +84,8 @@ class Healing:
             except Exception:  # a history that cannot be read must not leave the channel silent for ever: its viewers start afresh
                 log.exception("history not read", channel=channel.name)
                 break
+            if not channel.is_healing:
+                return  # healed or given up while this was read
             missed = channel.heal(history, position)
             if missed is None:
                 break
@@ -129,6 +131,8 @@ class Healing:
             return
         await asyncio.sleep(SETTLE_S)
         for feed in await self._behind(behind):
+            if not self._is_settled(feed):
+                continue  # no longer, after the others' healing: to call it healing now would silence it
             log.warning("behind the stream", channel=feed.channel.name, at=feed.channel.top)
             feed.channel.is_healing = True
             await self._heal(feed, codes.INSUFFICIENT_STATE)
@@ -138,17 +142,23 @@ class Healing:
         feeds = [feed for feed in feeds if self._is_settled(feed)]
         if not feeds:
             return []
+        befores = [feed.channel.top or 0 for feed in feeds]
         try:
             positions = await self._hub.engines.streams.positions([feed.channel.name for feed in feeds])
         except ResponseError:  # one that is broken must not hide the others
             return [] if len(feeds) == 1 else [found for feed in feeds for found in await self._behind([feed])]
         except (RedisError, OSError):
             return []
-        return [feed for feed, top in zip(feeds, positions, strict=True) if self._is_settled(feed) and _is_beyond(top, feed.channel)]
+        return [
+            feed
+            for feed, before, top in zip(feeds, befores, positions, strict=True)
+            if self._is_settled(feed) and _is_elsewhere(top, feed.channel, before)
+        ]
 
     def _is_settled(self, feed: Feed) -> bool:
         return feed.channel.top is not None and not feed.channel.is_healing and self._is_live(feed)
 
 
-def _is_beyond(top: Position, channel: Channel) -> bool:
-    return top.epoch != channel.epoch or top.offset > (channel.top or 0)
+def _is_elsewhere(top: Position, channel: Channel, before: int) -> bool:
+    """Of another life, beyond what this node took, or short of what it had when it asked: the engine came back without its last moments."""
+    return top.epoch != channel.epoch or top.offset > (channel.top or 0) or top.offset < before

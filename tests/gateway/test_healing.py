@@ -15,7 +15,7 @@ from app.core.settings import Settings
 from app.domains.chat.store import hide_message
 from app.protocol.channels import user_bucket
 from app.storage.embedded import Valkey
-from app.storage.streams import Delivered
+from app.storage.streams import Delivered, Streams
 from app.storage.work import Engines
 from tests.gateway.conftest import Node, Nodes
 from tests.support.clients import RawClient, raw_client
@@ -122,6 +122,61 @@ async def test_a_position_check_finds_what_nobody_noticed(node: Node, engines: E
         else:
             await wait_until(lambda: client.pushes)
             assert client.pushes[0]["disconnect"]["code"] == 3010
+
+
+async def set_back(engines: Engines, channel: str, offset: int) -> None:
+    """As an engine that came back without its last second: an older top of the same life."""
+    tag = channel.partition(":")[2]
+    await engines.fanout.hset(f"{{{tag}}}:meta:{channel}", "offset", str(offset))
+    await engines.fanout.delete(f"{{{tag}}}:stream:{channel}")
+
+
+@pytest.mark.parametrize("noticed_by", ["the bus", "the check"])
+async def test_a_stream_that_was_set_back_starts_viewers_afresh(node: Node, engines: Engines, token: Any, noticed_by: str) -> None:
+    """New events got the offsets of the lost ones, and the node took them for repetitions: nobody saw them."""
+    async with raw_client(node.http, token()) as client:
+        await client.subscribe("room:r1")
+        for _ in range(3):
+            await engines.streams.publish("room:r1", b"{}")
+        await wait_until(lambda: offsets(client, "room:r1") == [1, 2, 3])
+        await set_back(engines, "room:r1", 1)
+        if noticed_by == "the bus":
+            await engines.fanout.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+            await wait_until(lambda: len(client.pushes) == 4)
+            assert client.pushes[3]["unsubscribe"]["code"] == 2500
+            assert (await client.subscribe("room:r1", recover=True, offset=3, epoch="x"))["offset"] == 1
+            await engines.streams.publish("room:r1", b"{}")
+            await wait_until(lambda: offsets(client, "room:r1") == [1, 2, 3, 2])
+        else:
+            feed = node.hub.feed_of("room:r1")
+            assert feed is not None
+            await node.hub.healing.check_position(feed)
+            await wait_until(lambda: len(client.pushes) == 4)
+            assert client.pushes[3]["disconnect"]["code"] == 3010
+
+
+async def test_a_channel_given_up_during_the_check_of_another_goes_on(
+    node: Node, engines: Engines, token: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many are checked in one trip and healed in turn. One that was given up meanwhile was held for a healing of nobody: silent for ever."""
+    async with raw_client(node.http, token()) as client:
+        for room in ("r1", "r2"):
+            await client.subscribe(f"room:{room}")
+            await quietly(engines, f"room:{room}")
+        feeds = [feed for room in ("r1", "r2") if (feed := node.hub.feed_of(f"room:{room}"))]
+        history = Streams.history
+
+        async def given_up(streams: Streams, channel: str, **options: Any) -> Any:
+            if channel == "room:r1":
+                node.hub.give_up(feeds[1])
+            return await history(streams, channel, **options)
+
+        monkeypatch.setattr(Streams, "history", given_up)
+        await node.hub.healing._check(feeds)
+        await wait_until(lambda: any("unsubscribe" in push for push in client.pushes))
+        assert (await client.subscribe("room:r2"))["offset"] == 1
+        await engines.streams.publish("room:r2", b"{}")
+        await wait_until(lambda: offsets(client, "room:r2") == [2])
 
 
 async def test_a_position_check_of_a_quiet_channel_does_nothing(node: Node, engines: Engines, token: Any) -> None:
