@@ -163,6 +163,9 @@ async def _connect(hub: Hub, connection: Connection, command_id: int, request: C
 def _go_on(hub: Hub, connection: Connection, pipelined: list[Incoming], refusals: dict[str, Exception | None]) -> None:
     rest: list[Incoming] = []
     for command in pipelined:
+        if isinstance(command.request, UnsubscribeRequest):
+            subscribing.unsubscribe(hub, connection, command.request.channel)  # in its place: a subscribe may follow it
+            continue
         room_id = _room_of(command.request.channel) if isinstance(command.request, SubscribeRequest) else ""
         if room_id in refusals:
             _subscribe_at_hand(hub, connection, [command], refusals[room_id])

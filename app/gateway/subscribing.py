@@ -47,6 +47,7 @@ async def subscribe(hub: Hub, connection: Connection, command_id: int, request: 
     with hub.room(room_id) as room:
         await hub.bus.open(push_channel(room_id))
         start = await read_start(hub, room.feeds[kind], request)
+        check_right(connection.caller, kind, room_id)  # a refresh may have narrowed it meanwhile
         _answer(connection, command_id, request, room, start)
         connection.flush()
 

@@ -126,6 +126,23 @@ async def test_connect_and_subscribe_in_one_frame(node: Node, token: Any) -> Non
         assert second["subscribe"]["data"] == {"test": {"title": "tea"}}
 
 
+async def test_what_is_pipelined_behind_a_connect_keeps_its_order(node: Node, engines: Engines, token: Any) -> None:
+    """The second subscribe was answered and carried out before the unsubscribe: the client had a channel that brought nothing."""
+    async with raw_client(node.http, token("bob")) as bob, socket(node) as connection:
+        await bob.subscribe("room:r1")  # it is at hand
+        frame = [connect_command(token()), '{"subscribe":{"channel":"room:r1"},"id":2}']
+        frame += ['{"unsubscribe":{"channel":"room:r1"},"id":3}', '{"subscribe":{"channel":"room:r1"},"id":4}']
+        await connection.send("\n".join(frame))
+        answers: dict[int, Any] = {}
+        while len(answers) < 4:
+            answers |= {answer["id"]: answer for answer in map(json.loads, str(await connection.recv()).split("\n")) if answer}
+        assert ("error" in answers[2], "subscribe" in answers[4]) == (True, True)
+        await engines.streams.publish("room:r1", b"{}")
+        await wait_until(lambda: bob.publications("room:r1"))
+        assert [len(node.hub.rooms["r1"].members), bob.publications("room:r1")] == [2, [{"data": {}, "offset": 1}]]
+        assert json.loads(await connection.recv())["push"]["pub"]["offset"] == 1
+
+
 async def test_expiry_is_told_only_where_the_token_has_it(node: Node, token: Any) -> None:
     async with socket(node) as connection:
         await connection.send(connect_command(token(ttl_s=300)))
@@ -274,6 +291,18 @@ async def test_a_refresh_that_narrows_takes_channels_away(node: Node, token: Any
         assert "refresh" in await client.command(refresh={"token": token("ann", rooms=["r2"])})
         await wait_until(lambda: client.pushes)
         assert client.pushes == [{"channel": "room:r1", "unsubscribe": {"code": 2000, "reason": "permission denied"}}]
+        assert not node.hub.rooms["r1"].members
+
+
+async def test_a_refresh_that_narrows_ends_a_subscribe_under_way(node: Node, stage: Stage, token: Any) -> None:
+    """The right was asked before the wait for the snapshot, so the channel came although the token no longer covered it."""
+    stage.gate = asyncio.Event()
+    async with raw_client(node.http, token("ann")) as client:
+        coming = asyncio.create_task(client.command(subscribe={"channel": "room:r1"}))
+        await wait_until(lambda: stage.snapshots_built)
+        assert "refresh" in await client.command(refresh={"token": token("ann", rooms=["r2"])})
+        stage.gate.set()
+        assert (await coming)["error"]["code"] == 103
         assert not node.hub.rooms["r1"].members
 
 
