@@ -6,7 +6,7 @@ not, subscribers are told to start afresh. Nothing is ever sent with a hole in i
 """
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -121,10 +121,10 @@ class Healing:
             if not trips:
                 await asyncio.sleep(interval_s)
 
-    async def check_position(self, feed: Feed) -> None:
-        await self._check([feed])
+    async def check_position(self, *feeds: Feed) -> None:
+        await self._check(feeds)
 
-    async def _check(self, feeds: list[Feed]) -> None:
+    async def _check(self, feeds: Sequence[Feed]) -> None:
         """A gap that nobody noticed: healed, or the viewers are closed 3010 and recover by connecting again."""
         behind = await self._behind(feeds)
         if not behind:
@@ -137,7 +137,7 @@ class Healing:
             feed.channel.is_healing = True
             await self._heal(feed, codes.INSUFFICIENT_STATE)
 
-    async def _behind(self, feeds: list[Feed]) -> list[Feed]:
+    async def _behind(self, feeds: Sequence[Feed]) -> list[Feed]:
         """Those whose stream is elsewhere than this node believes. What cannot be read is looked at the next time."""
         feeds = [feed for feed in feeds if self._is_settled(feed)]
         if not feeds:

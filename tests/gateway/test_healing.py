@@ -158,7 +158,7 @@ async def test_a_stream_that_was_set_back_starts_viewers_afresh(node: Node, engi
 async def test_a_channel_given_up_during_the_check_of_another_goes_on(
     node: Node, engines: Engines, token: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Many are checked in one trip and healed in turn. One that was given up meanwhile was held for a healing of nobody: silent for ever."""
+    """Many are checked in one trip and healed in turn. One that was given up meanwhile was marked as healing by nobody."""
     async with raw_client(node.http, token()) as client:
         for room in ("r1", "r2"):
             await client.subscribe(f"room:{room}")
@@ -172,7 +172,7 @@ async def test_a_channel_given_up_during_the_check_of_another_goes_on(
             return await history(streams, channel, **options)
 
         monkeypatch.setattr(Streams, "history", given_up)
-        await node.hub.healing._check(feeds)
+        await node.hub.healing.check_position(*feeds)
         await wait_until(lambda: any("unsubscribe" in push for push in client.pushes))
         assert (await client.subscribe("room:r2"))["offset"] == 1
         await engines.streams.publish("room:r2", b"{}")
