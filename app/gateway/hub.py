@@ -31,6 +31,7 @@ from app.gateway.fanout import Fanout
 from app.gateway.healing import Healing
 from app.gateway.method_rates import MethodRates
 from app.gateway.room import Feed, Room, UserFeed
+from app.gateway.start import DELETION
 from app.protocol import codes
 from app.protocol.channels import USER_BUCKETS, Kind, Lane, parse_channel
 from app.protocol.codec import Codec
@@ -288,7 +289,10 @@ class Hub:
         else:
             parsed = parse_channel(publication.channel)
             assert parsed is not None, "a feed has a channel of ours"
-            self.fanout.put(self.rooms[parsed[1]], parsed[0], publication)
+            room = self.rooms[parsed[1]]
+            if parsed[0] is Kind.ROOM and DELETION in publication.data:
+                room.feeds[Kind.CHAT].forget_reads()  # the line may be in what those who come back share
+            self.fanout.put(room, parsed[0], publication)
 
     def give_up(self, feed: Feed, code: CloseCode | None = None) -> None:
         """The channel's life is over, or a part of it is lost: subscribers start afresh. The own channel cannot be taken away alone.

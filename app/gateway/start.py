@@ -19,7 +19,7 @@ STARTS_MAX = 256  # positions of one history that viewers come back to
 COPY_STARTS_MAX = 64
 TAIL_MAX = 256  # what is further behind is read anew
 FRESH = -1  # the key of the start that recovers nothing
-_DELETION = b'"type":"chat.deleted"'
+DELETION = b'"type":"chat.deleted"'
 
 
 class Start:
@@ -66,7 +66,7 @@ class Start:
             self._tail_top = top
             self._tail_frames = {}
             self._tail = channel.after(self.top.offset) if top - self.top.offset <= TAIL_MAX else None
-            if self._tail and channel.kind is Kind.CHAT and any(_DELETION in one.data for one in self._tail):
+            if self._tail and channel.kind is Kind.CHAT and any(DELETION in one.data for one in self._tail):
                 self._tail = None  # a line that was deleted is handed out no more
         return self._tail
 

@@ -206,6 +206,21 @@ async def test_a_deleted_line_is_recovered_as_its_deletion(node: Node, engines: 
             assert bob.publications("chat:r1") == []
 
 
+async def test_a_deletion_told_on_stage_ends_what_is_shared_of_the_chat(node: Node, engines: Engines, token: Any) -> None:
+    """It is told in room:<id>, beside the chat's own stream; for two seconds those who came back were still handed the line."""
+    for number in (1, 2, 3):
+        await engines.streams.publish("chat:r1", line(number))
+    epoch = (await engines.streams.position("chat:r1")).epoch
+    async with raw_client(node.http, token()) as client, raw_client(node.http, token("bob")) as bob:
+        await client.subscribe("room:r1")
+        await client.subscribe("chat:r1", recover=True, offset=1, epoch=epoch)
+        await hide_message(engines, "r1", "m2")  # as the reaction does, before the event goes out
+        await engines.streams.publish("room:r1", DELETED)
+        await wait_until(lambda: client.publications("room:r1"))
+        back = await bob.subscribe("chat:r1", recover=True, offset=1, epoch=epoch)
+        assert [one["data"]["type"] for one in back["publications"]] == ["chat.deleted", "chat.sent"]
+
+
 async def test_a_deletion_that_nothing_else_knows_of_yet_is_seen_in_the_history_itself(node: Node, engines: Engines, token: Any) -> None:
     """The engine is told which lines are hidden after the deletion was published; a client that comes between must not get the line."""
     for data in (line(1), line(2), DELETED):
