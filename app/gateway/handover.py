@@ -6,7 +6,8 @@ made, and nothing of uvicorn stays with the viewer. There is no other websocket 
 when frames come before its answer is out.
 
 What came in behind the handshake goes to the `ViewerSocket`; uvicorn itself drops it. A head that does not end within `connect_timeout_s`,
-or not within `head_bytes_max`, is refused: uvicorn would wait for ever, and keep all of it.
+or not within `head_bytes_max`, is refused: uvicorn would wait for ever, and keep all of it. So are many requests sent ahead in one go.
+Where another protocol than websockets is asked for (h2c, by Java's client), the request is answered as one that asked for none.
 
 The design has the route do this, through an extension in the ASGI scope. Measured in turns on one core (300 handshakes a turn, CPU of the
 server process, its kernel work included; medians of eleven turns while the machine was busy, so compare the ratios):
@@ -40,6 +41,7 @@ from app.gateway.socket_transport import ViewerSocket
 
 _PATH = PATH.encode()
 _ONCE = frozenset({b"host", b"origin", b"upgrade", b"sec-websocket-key", b"sec-websocket-version"})  # else it is not clear what was asked
+_PIPELINED_MAX = 16  # requests behind one that is being answered: uvicorn makes 2 KiB and more of each 18 bytes
 _BODY = frozenset({b"content-length", b"transfer-encoding"})
 _PHRASES = {
     400: b"Bad Request",
@@ -132,6 +134,7 @@ class GatewayHttp(HttpToolsProtocol):
         self._await_head()
 
     def on_message_begin(self) -> None:
+        self._unset_keepalive_if_required()  # uvicorn: at any byte, also an empty line or a body's rest, after which nobody waited
         super().on_message_begin()
         self._await_head()
 
@@ -147,7 +150,19 @@ class GatewayHttp(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._forget_head()
-        super().on_headers_complete()
+        if len(self.pipeline) >= _PIPELINED_MAX:
+            raise OverflowError("too many requests ahead")  # to the parser, which ends with an error
+        if not self._is_upgrade() or self._should_upgrade():
+            super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        if not self._is_upgrade():
+            super().on_message_complete()
+
+    def _is_upgrade(self) -> bool:
+        """To whatever protocol; a CONNECT too."""
+        parser: Any = self.parser  # None when all is over
+        return parser.should_upgrade()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget_head()
@@ -173,7 +188,6 @@ class GatewayHttp(HttpToolsProtocol):
     # --- the upgrade ----------------------------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        self._unset_keepalive_if_required()
         assert self.parser is not None, "bytes come in only before the end"
         is_in_head = self.head_deadline is not None
         try:
@@ -181,24 +195,36 @@ class GatewayHttp(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             self._upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError:
-            self.send_400_response("Invalid HTTP request received.")
+            self._refuse_head(Refusal(400, "this is no HTTP request, or too many ahead of their answers"))
         else:
             if is_in_head and self.head_deadline is not None:
                 self._count_head(len(data))
 
     def _upgrade(self, behind: bytes) -> None:
+        if not self._should_upgrade():
+            self._read_as_ordinary(behind)
+            return
         cycle: Any = self.cycle  # None before the first request
         if cycle is not None and not cycle.response_complete:
             self.transport.close()  # behind a request that is being answered: two would write to one socket
-            return
-        if not self._should_upgrade():
-            self._unsupported_upgrade_warning()
             return
         path, _, query = self.url.partition(b"?")
         if path == _PATH or unquote_to_bytes(path) == _PATH:
             self._answer(query, behind)
             return
         self._refuse(Refusal(403, "path"))
+
+    def _read_as_ordinary(self, behind: bytes) -> None:
+        """As if the other protocol had not been asked for (RFC 9110, 7.8). The parser took the body for bytes of that protocol, and would
+        take what follows of it for the next request: so it reads the head again, without the wish."""
+        parser: Any = self.parser
+        method: bytes = parser.get_method()
+        if method == b"CONNECT":
+            self._refuse_head(Refusal(400, "this is no proxy"))
+            return
+        lines = [b"%b %b HTTP/%b" % (method, self.url, parser.get_http_version().encode())]
+        lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+        self.data_received(b"\r\n".join(lines) + b"\r\n\r\n" + behind)
 
     def _answer(self, query: bytes, behind: bytes) -> None:
         handshake = read_handshake(self.scope["method"], self.scope["http_version"], query, self.headers)

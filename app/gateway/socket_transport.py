@@ -61,6 +61,8 @@ class ViewerSocket(asyncio.Protocol):
             self.close(codes.CLOSE_NOT_AVAILABLE.number, codes.CLOSE_NOT_AVAILABLE.reason)
         else:
             self._connection = self._hub.connect(codec, self)
+            if self.buffered_bytes > self._hub.settings.send_buffer_shed_bytes:
+                self._connection.pause()  # an answer that was not taken: the loop has said so before, to the server's class
         if behind:
             self.data_received(behind)
 

@@ -12,6 +12,9 @@ from typing import Any
 
 import httpx2
 import pytest
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
 
 from app.gateway.connection import Connection
 from app.gateway.handover import GatewayHttp
@@ -22,7 +25,7 @@ from app.storage.work import Engines
 from tests.gateway.conftest import SHELLS, Node, Nodes, start_node
 from tests.support.certificates import Certificates
 from tests.support.clients import raw_client
-from tests.support.frames import BINARY, CLOSE, FIN, PING, PONG, TEXT, RawSocket, masked
+from tests.support.frames import BINARY, CLOSE, FIN, PING, PONG, TEXT, RawSocket, handshake, masked
 from tests.support.waiting import wait_until
 
 PATH = "/connection/websocket"
@@ -244,6 +247,30 @@ async def test_a_client_that_does_not_read_is_paused_until_it_does(node: Node, t
         await read_on(client)
         while connection.is_slow or connection.transport.buffered_bytes:
             assert (await client.frame())[0] == TEXT
+        assert connection.is_open
+
+
+async def test_a_client_that_did_not_take_an_answer_before_its_upgrade_is_paused(node: Node) -> None:
+    """The loop says once that too much waits, and had said it to the server's class: such a viewer counted as fast, and all that its rooms
+    told was put on top."""
+
+    async def large(_: Request) -> PlainTextResponse:
+        return PlainTextResponse("x" * 20_000_000)
+
+    assert isinstance(node.server.config.app, FastAPI)
+    node.server.config.app.add_route("/large", large)
+    async with await RawSocket.connect(node.port) as client:
+        client.send(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
+        await client.read_head()
+        await stop_reading(client)
+        await wait_until(lambda: not node.server.server_state.tasks)
+        client.send(handshake(node.port, PATH))
+        await wait_until(lambda: node.hub.connections)
+        connection = only(node)
+        assert connection.is_slow
+        await read_on(client)
+        while connection.is_slow:
+            assert await client.reader.read(1_000_000)
         assert connection.is_open
 
 

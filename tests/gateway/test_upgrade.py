@@ -5,6 +5,9 @@ import logging
 from collections.abc import Callable
 
 import pytest
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
 
 from app.gateway.socket_transport import ViewerSocket
 from app.serve import without_addresses
@@ -117,6 +120,40 @@ async def test_other_paths_are_not_upgraded(node: Node) -> None:
     async with await RawSocket.connect(node.port) as client:
         client.send(handshake(node.port, "/elsewhere"))
         assert (await client.read_head()).startswith(b"HTTP/1.1 403 ")
+
+
+H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n"
+
+
+@pytest.mark.parametrize("in_parts", [False, True])
+async def test_who_asks_for_another_protocol_is_answered_in_this_one(node: Node, in_parts: bool) -> None:
+    """Java's client asks for h2c in its first request. It was cut off without an answer, being taken for an upgrade behind a request that
+    is under way: its own. uvicorn alone answers, but loses the body, and takes what comes of it later for the next request."""
+
+    async def echo(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(b"<" + await request.body() + b">")
+
+    assert isinstance(node.server.config.app, FastAPI)
+    node.server.config.app.add_route("/echo", echo, methods=["POST"])
+    body = b"GET /body HTTP/1.1\r\nHost: a\r\n\r\n"
+    head = b"POST /echo HTTP/1.1\r\nHost: a\r\n" + H2C + b"Content-Length: %d\r\n\r\n" % len(body)
+    rest = body + b"GET /next HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    async with await RawSocket.connect(node.port) as client:
+        client.send(head if in_parts else head + rest)
+        if in_parts:
+            await wait_until(lambda: node.server.server_state.tasks)
+            client.send(rest)
+        said = await client.reader.read()
+        assert said.count(b"HTTP/1.1 ") == 2
+        assert said.startswith(b"HTTP/1.1 200 ")
+        assert b"<" + body + b">HTTP/1.1 404 " in said
+
+
+async def test_the_server_is_no_proxy(node: Node) -> None:
+    """The parser takes a CONNECT for an upgrade too."""
+    async with await RawSocket.connect(node.port) as client:
+        client.send(b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert (await client.read_head()).startswith(b"HTTP/1.1 400 ")
 
 
 async def test_no_request_at_all_is_told_so(node: Node) -> None:
