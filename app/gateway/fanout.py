@@ -111,6 +111,8 @@ class Fanout:
         if window.pulse is not None:
             window.pulse = Entry(tell_figures(window.pulse.publication, pace.figures))
             pace.figures = Figures()
+        if window.chat and window.room:
+            window.take_back()
         if window.chat:
             self._sample(window, pace)
         parts = room.divide(window)

@@ -31,7 +31,7 @@ from app.gateway.fanout import Fanout
 from app.gateway.healing import Healing
 from app.gateway.method_rates import MethodRates
 from app.gateway.room import Feed, Room, UserFeed
-from app.gateway.start import DELETION
+from app.gateway.sampling import DELETION
 from app.protocol import codes
 from app.protocol.channels import USER_BUCKETS, Kind, Lane, parse_channel
 from app.protocol.codec import Codec

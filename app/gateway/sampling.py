@@ -19,12 +19,15 @@ import msgspec
 
 from app.storage.streams import Delivered
 
+DELETION = b'"type":"chat.deleted"'  # in an event as it is encoded: the others need no decoding
+
 
 class Line(msgspec.Struct):
-    """What sampling must know of a chat line."""
+    """What must be known of a chat line to leave it out."""
 
     viewer: str = ""
     role: str = ""
+    id: str = ""
 
 
 class _Event(msgspec.Struct):
@@ -32,7 +35,12 @@ class _Event(msgspec.Struct):
     message: Line | None = None
 
 
+class _Deletion(msgspec.Struct):
+    message: str = ""
+
+
 _decoder = msgspec.json.Decoder(_Event)
+_deletion_decoder = msgspec.json.Decoder(_Deletion)
 
 
 def read_line(data: bytes) -> Line | None:
@@ -44,12 +52,21 @@ def read_line(data: bytes) -> Line | None:
     return event.message if event.type == "chat.sent" and event.message is not None and event.message.viewer else None
 
 
+def read_deletion(data: bytes) -> str:
+    """The id of the line that this event takes back; empty for other events."""
+    try:
+        return _deletion_decoder.decode(data).message if DELETION in data else ""
+    except msgspec.DecodeError:
+        return ""
+
+
 def hidden_lines(lines: Sequence[Line | None], allowance: int, rng: random.Random) -> set[int]:
     """Indexes of the lines that only their authors see."""
     ordinary = [index for index, line in enumerate(lines) if line is not None and not line.role]
-    if len(ordinary) <= allowance:
+    left = max(0, allowance - (len(lines) - len(ordinary)))
+    if len(ordinary) <= left:
         return set()
-    return set(ordinary) - set(rng.sample(ordinary, allowance))
+    return set(ordinary) - set(rng.sample(ordinary, left))
 
 
 class Figures(msgspec.Struct):

@@ -10,6 +10,7 @@ from msgspec import Raw
 
 from app.gateway.channel import Channel
 from app.gateway.recovery import recover
+from app.gateway.sampling import DELETION
 from app.protocol.channels import Kind
 from app.protocol.codec import Codec
 from app.protocol.messages import NO_DATA, Publication, SubscribeResult
@@ -19,7 +20,6 @@ STARTS_MAX = 256  # positions of one history that viewers come back to
 COPY_STARTS_MAX = 64
 TAIL_MAX = 256  # what is further behind is read anew
 FRESH = -1  # the key of the start that recovers nothing
-DELETION = b'"type":"chat.deleted"'
 
 
 class Start:

@@ -11,7 +11,7 @@ It does not know when to sweep, nor who can take what.
 from typing import TYPE_CHECKING
 
 from app.gateway.connection import Pack
-from app.gateway.sampling import Line
+from app.gateway.sampling import Line, read_deletion, read_line
 from app.protocol.channels import Kind
 from app.protocol.codec import Codec
 from app.storage.streams import Delivered
@@ -90,6 +90,13 @@ class Window:
         """The channel's life is over: its publications mean nothing to whoever subscribes from now on."""
         self._entries(kind).clear()
         self._parcels.clear()
+
+    def take_back(self) -> None:
+        """A line that was said and deleted within this window is not carried: its deletion is of the stage, and would come before it."""
+        deleted = {read_deletion(entry.publication.data) for entry in self.room} - {""}
+        if deleted:
+            lines = [read_line(entry.publication.data) for entry in self.chat]
+            self.chat = [entry for entry, line in zip(self.chat, lines, strict=True) if line is None or line.id not in deleted]
 
     def last_offset(self, kind: Kind) -> int:
         entries = self._entries(kind)

@@ -12,6 +12,7 @@ from app.gateway.room import Room
 from app.gateway.sampling import Line, hidden_lines, read_line
 from app.gateway.window import Entry, Window
 from app.protocol.channels import Kind
+from app.storage.streams import Delivered
 from tests.gateway.pipes import PULSE, chat, client, spawn, stage
 from tests.support.waiting import wait_until
 
@@ -133,11 +134,25 @@ async def test_above_the_shown_rate_own_and_staff_lines_stay(room: Room, fanout:
         fanout.put(room, Kind.CHAT, chat(offset, viewer="ann" if offset % 2 else "other"))
     await wait_until(lambda: pipes["ann"].frames and pipes["bob"].frames)
     ann, bob = pipes["ann"].seen(0), pipes["bob"].seen(0)
-    assert len(bob) == 1 + 3
+    assert len(bob) == 3, "the team's line uses up the allowance"
     assert bob[0] == ("chat", 1)
     assert {("chat", offset) for offset in range(3, 40, 2)} <= set(ann)
     assert set(bob) <= set(ann)
     assert ann == sorted(ann)
+
+
+@pytest.mark.parametrize("deleted", [2, 0])
+async def test_a_line_that_was_deleted_before_the_sweep_is_not_shown(room: Room, fanout: Fanout, deleted: int) -> None:
+    """Stage goes before chat, so the deletion came before the line, which then stayed on every screen."""
+    connection, pipe = client("ann")
+    room.enter(connection, Kind.ROOM, 0)
+    room.enter(connection, Kind.CHAT, 0)
+    for number in (1, 2):
+        said = {"type": "chat.sent", "message": {"id": f"m{number}", "viewer": "mal"}}
+        fanout.put(room, Kind.CHAT, Delivered("chat:r", number, "e", json.dumps(said).encode()))
+    fanout.put(room, Kind.ROOM, stage(1, b'{"type":"chat.deleted","message":"m%d","viewer":"mal"}' % deleted))
+    await wait_until(lambda: pipe.frames)
+    assert pipe.all_seen == [("room", 1), ("chat", 1)] + ([] if deleted else [("chat", 2)])
 
 
 def test_sampling_is_uniform() -> None:
