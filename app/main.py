@@ -111,7 +111,7 @@ def _add_middleware(app: FastAPI, engines: Engines) -> None:
     origins = split_words(engines.settings.allowed_origins)
     app.add_middleware(Idempotency, engines=engines)
     app.add_middleware(WhoCalls, resolve=resolve_token)
-    app.add_middleware(WholeBody, bytes_max=engines.settings.body_bytes_max)
+    app.add_middleware(WholeBody, bytes_max=engines.settings.body_bytes_max, timeout_s=engines.settings.body_timeout_s)
     if origins:  # pages of the company on other hosts; no cookies, so no credentials
         app.add_middleware(
             CORSMiddleware,

@@ -132,6 +132,7 @@ class Settings(BaseSettings):
 
     # REST
     body_bytes_max: Positive = 256 * 1024
+    body_timeout_s: Positive = 30
     page_size_max: Positive = 200
     idempotency_key_ttl_s: Positive = 24 * 3600
 

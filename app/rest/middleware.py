@@ -4,6 +4,7 @@ Outside in: `Edge` (id, metrics, headers, and the last net under every failure),
 Websockets pass untouched: the gateway has limits of its own.
 """
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from time import perf_counter
@@ -93,21 +94,22 @@ def _count(scope: Scope, status: int, seconds: float) -> None:
 
 
 class WholeBody:
-    """Reads the body, at most `bytes_max`, before anything else sees the request, and refuses the character NUL.
+    """Reads the body, at most `bytes_max` within `timeout_s`, before anything else sees the request, and refuses the character NUL.
 
     PostgreSQL cannot store NUL, in any text: refused here once, no route and no archive has to think of it.
     """
 
-    def __init__(self, app: ASGIApp, bytes_max: int) -> None:
+    def __init__(self, app: ASGIApp, bytes_max: int, timeout_s: float) -> None:
         self._app = app
         self._bytes_max = bytes_max
+        self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         try:
-            body = await self._read(Headers(scope=scope).get("content-length", "0"), receive)
+            body = await self._read_in_time(Headers(scope=scope).get("content-length", "0"), receive)
             if "\0" in scope["path"] or b"%00" in scope["query_string"]:
                 raise AppError(BAD_REQUEST, NUL_REFUSED)
             refuse_nul(body)
@@ -117,6 +119,14 @@ class WholeBody:
         except ClientDisconnect:
             return
         await self._app(scope, replay(body, receive), send)
+
+    async def _read_in_time(self, declared: str, receive: Receive) -> bytes:
+        """The server waits for ever: who announced a body and sent none kept its connection and its task."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._read(declared, receive)
+        except TimeoutError:
+            raise AppError(BAD_REQUEST, f"the body did not come within {self._timeout_s:g} s") from None
 
     async def _read(self, declared: str, receive: Receive) -> bytes:
         """Refuses by the declared length at once, else when the body has grown too long."""

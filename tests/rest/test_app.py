@@ -1,5 +1,7 @@
 """The web process: probes, problem details, headers, limits, the document."""
 
+import asyncio
+import json
 import re
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
+from starlette.types import Message, Receive, Scope, Send
 
 from app.core.errors import AppError
 from app.core.settings import Settings
@@ -16,6 +19,7 @@ from app.protocol.codes import SERVICE_UNAVAILABLE, TOO_MANY_REQUESTS
 from app.rest.access import public
 from app.rest.dispatch import RETRY_AFTER_MS, app_error
 from app.rest.document import api_routes
+from app.rest.middleware import WholeBody
 from app.storage.work import Engines
 from tests.rest.people import as_, token_for
 
@@ -118,6 +122,27 @@ async def test_a_body_without_a_length_is_cut_off_at_the_limit(client: httpx2.As
     answer = await client.post("/api/v1/sign-in", content=endless())
     assert answer.status_code == 413
     assert sent == engines.settings.body_bytes_max + 1024
+
+
+async def test_a_body_that_does_not_come_is_not_awaited_for_ever() -> None:
+    """The server has no time-out for bodies: a length in the head and nothing behind it kept connection and task until the client went."""
+    sent: list[Message] = []
+
+    async def unreached(scope: Scope, receive: Receive, send: Send) -> None:
+        raise AssertionError("there is no whole body")
+
+    async def receive() -> Message:
+        if not sent:
+            await asyncio.Event().wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope: Scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": [(b"content-length", b"9")]}
+    await WholeBody(unreached, bytes_max=10, timeout_s=0.01)(scope, receive, send)
+    assert sent[0]["status"] == 400
+    assert json.loads(sent[1]["body"])["word"] == "bad_request"
 
 
 @pytest.mark.parametrize("header", ["Bearer nonsense", "Basic dTpw", "Bearer", "Bearer  ", "nonsense", "Bearer jsk_1_2"])
