@@ -6,7 +6,8 @@ made, and nothing of uvicorn stays with the viewer. There is no other websocket 
 when frames come before its answer is out.
 
 What came in behind the handshake goes to the `ViewerSocket`; uvicorn itself drops it. A head that does not end within `connect_timeout_s`,
-or not within `head_bytes_max`, is refused: uvicorn would wait for ever, and keep all of it. So are many requests sent ahead in one go.
+or not within `head_bytes_max`, is refused: uvicorn would wait for ever, and keep all of it. So are many requests sent ahead in one go,
+and a client that takes nothing of its answer for `send_stalled_s_max` is dropped.
 Where another protocol than websockets is asked for (h2c, by Java's client), the request is answered as one that asked for none.
 
 The design has the route do this, through an extension in the ASGI scope. Measured in turns on one core (300 handshakes a turn, CPU of the
@@ -126,6 +127,7 @@ class GatewayHttp(HttpToolsProtocol):
     socket_class: type[ViewerSocket] = ViewerSocket
     head_deadline: asyncio.TimerHandle | None = None  # None: no head is awaited
     head_bytes = 0  # of the head under way
+    stall_deadline: asyncio.TimerHandle | None = None  # None: the client takes what it is sent
 
     # --- heads ----------------------------------------------------------------------------------------------------------------------
 
@@ -166,6 +168,7 @@ class GatewayHttp(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget_head()
+        self._forget_stall()
         super().connection_lost(exc)
 
     def _forget_head(self) -> None:
@@ -184,6 +187,33 @@ class GatewayHttp(HttpToolsProtocol):
         if cycle is None or cycle.response_complete:  # else it would be written into another answer
             self.transport.write(refusal_response(refusal, self.server_state.default_headers))
         self.transport.close()
+
+    # --- answers that are not taken ---------------------------------------------------------------------------------------------------
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._await_reader()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._forget_stall()
+
+    def _await_reader(self) -> None:
+        self._forget_stall()
+        waiting = self.transport.get_write_buffer_size()
+        self.stall_deadline = self.loop.call_later(self.hub.settings.send_stalled_s_max, self._on_stall, waiting)
+
+    def _on_stall(self, waited: int) -> None:
+        """A slow line is waited for, as long as it takes anything. A close alone would wait for the rest to be taken: for ever."""
+        if self.transport.get_write_buffer_size() < waited:
+            self._await_reader()
+        else:
+            self.transport.abort()
+
+    def _forget_stall(self) -> None:
+        if self.stall_deadline is not None:
+            self.stall_deadline.cancel()
+            self.stall_deadline = None
 
     # --- the upgrade ----------------------------------------------------------------------------------------------------------------
 
@@ -248,6 +278,7 @@ class GatewayHttp(HttpToolsProtocol):
     def _let_go(self) -> None:
         """Nothing of this object is needed any more. Parser and protocol refer to each other: cut, both are freed now."""
         self._forget_head()
+        self._forget_stall()
         self.connections.discard(self)
         for name in ("parser", "transport", "flow", "cycle"):
             setattr(self, name, None)

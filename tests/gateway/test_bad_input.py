@@ -11,6 +11,9 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
 
 from app.gateway.admission import is_allowed_origin
 from app.storage.work import Engines
@@ -101,6 +104,26 @@ async def test_requests_sent_ahead_are_few(node: Node) -> None:
         with suppress(ConnectionResetError):
             assert (await client.reader.read()).count(b"HTTP/1.1 ") < 100
     await wait_until(lambda: not node.server.server_state.connections)
+
+
+async def test_an_answer_that_is_not_taken_is_not_kept(nodes: Nodes) -> None:
+    """uvicorn waits for the client to take it, and so does the close after the keep-alive time: the answer stayed as long as the client."""
+
+    async def large(_: Request) -> PlainTextResponse:
+        return PlainTextResponse("x" * 20_000_000)
+
+    node = await nodes.start(send_stalled_s_max=1)
+    assert isinstance(node.server.config.app, FastAPI)
+    node.server.config.app.add_route("/large", large)
+    async with await RawSocket.connect(node.port) as client:
+        client.send(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+        await client.read_head()
+        client.writer.transport.pause_reading()  # pyright: ignore[reportAttributeAccessIssue]  # a socket's transport can read
+        await wait_until(lambda: not node.server.server_state.connections)
+    async with await RawSocket.connect(node.port) as client:
+        client.send(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+        await client.read_head()
+        assert len(await client.reader.readexactly(20_000_000)) == 20_000_000
 
 
 async def test_a_body_is_no_head(nodes: Nodes) -> None:
