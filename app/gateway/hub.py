@@ -141,6 +141,7 @@ class Hub:
             _, late = await asyncio.wait(self._tasks, timeout=STOP_S_MAX)
             for task in late:
                 task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
         for room_id in list(self.rooms):
             self.fanout.forget(room_id)
         await self._client.aclose()

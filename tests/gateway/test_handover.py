@@ -342,6 +342,22 @@ async def test_being_told_twice_to_stop_drops_everybody_at_once(nodes: Nodes, to
         await is_empty(node)
 
 
+async def test_a_node_that_has_stopped_has_no_task_left(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What came late was only told to end, and found the engines closed when it did."""
+
+    async def linger() -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            for _ in range(100):  # as giving back a connection does
+                await asyncio.sleep(0)
+
+    monkeypatch.setattr("app.gateway.hub.STOP_S_MAX", 0.05)
+    late = node.hub.spawn(linger())
+    await node.stop()
+    assert late.done()
+
+
 # --- what stays ---------------------------------------------------------------------------------------------------------------------
 
 
