@@ -154,10 +154,14 @@ class Connection:
         self.send(self.transport.pack(frame, self.codec.is_text))
 
     def send(self, packed: bytes) -> None:
-        """A client that cannot take it is closed and recovers; stage events are never skipped."""
+        """A client that cannot take it is closed and recovers; stage events are never skipped.
+
+        One that has taken what it was sent so far is sent the next window however large: then the window is large, not the client slow.
+        """
         if not self.is_open:
             return
-        if self.transport.buffered_bytes + len(packed) > self.settings.send_buffer_bytes_max:
+        waiting = self.transport.buffered_bytes
+        if waiting > self.settings.send_buffer_shed_bytes and waiting + len(packed) > self.settings.send_buffer_bytes_max:
             self.close(codes.SLOW)
         else:
             self.write_packed(packed)
