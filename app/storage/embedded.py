@@ -18,6 +18,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,7 +34,7 @@ POSTGRES_SOCKET = ".s.PGSQL.5432"
 UNPRIVILEGED_USERS = ("jishi", "postgres", "nobody")  # the first that exists; never created by us
 
 
-class Engine:
+class Engine(ABC):
     """One engine process. `url` is the same for every start in the same data directory."""
 
     name: str
@@ -46,14 +47,14 @@ class Engine:
         self.pid_path = self.data_dir / f"{self.name}.pid"
 
     @property
-    def url(self) -> str:
-        raise NotImplementedError  # each engine says its own
+    @abstractmethod
+    def url(self) -> str: ...
 
-    def command(self) -> list[str]:
-        raise NotImplementedError  # each engine says its own
+    @abstractmethod
+    def command(self) -> list[str]: ...
 
-    def is_ready(self) -> bool:
-        raise NotImplementedError  # each engine says its own
+    @abstractmethod
+    def is_ready(self) -> bool: ...
 
     def prepare(self) -> None:
         """Makes directories and clears what a kill left behind."""

@@ -9,7 +9,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from centrifuge.protocol import client_pb2
@@ -37,24 +37,14 @@ from app.protocol.messages import (
     UnsubscribeRequest,
 )
 from app.protocol.protobuf_codec import PROTOBUF
-from app.protocol.session import FLOOD_FACTOR, NEVER_MS, Incoming, Limits, Session, State
+from app.protocol.session import FLOOD_FACTOR, NEVER_MS, Incoming, Session, State
 from tests.fuzz.target import Target
+from tests.protocol.sessions import LIMITS as SESSION_LIMITS
 from tests.support.corpus import seeds
 from tests.support.corpus.mutations import mutate
 from tests.support.corpus.seeds import Vocabulary, to_json, to_protobuf
 
-LIMITS = Limits(
-    ping_interval_ms=25_000,
-    pong_timeout_ms=10_000,
-    connect_timeout_ms=15_000,
-    message_bytes_max=600,
-    channel_bytes_max=40,
-    channels_max=4,
-    commands_per_s_max=20,
-    errors_max=5,
-    calls_in_flight_max=3,
-    held_commands_max=3,
-)
+LIMITS = replace(SESSION_LIMITS, message_bytes_max=600)
 ERRORS = (codes.INTERNAL, codes.BAD_REQUEST, codes.TOO_MANY_REQUESTS, codes.TOKEN_EXPIRED)
 CLOSES = (codes.CLOSED, codes.SLOW, codes.FORCE_DISCONNECT, codes.INVALID_TOKEN)
 REPLY_BYTES_MAX = 600  # of what a session says by itself, and of the small results here: what a client sends is never sent back to it
