@@ -2,7 +2,7 @@
 
 The map, as ten questions
 -------------------------
-1.  What does a client see on the wire?            protocol/ (commands.py, events.py, codes.py, session.py)
+1.  What does a client see on the wire?            protocol/ (commands.py, order_commands.py, events.py, views.py, codes.py, session.py)
 2.  Who may do what?                               domains/accounts/rules.py; each endpoint names its right
 3.  Where is the rule that decides X?              domains/<noun>/rules.py: pure, no engine, no clock
 4.  Where is the SQL, the key or the Lua of X?     domains/<noun>/store.py, tables.py, *.lua

@@ -4,9 +4,10 @@ Each is made from its class, so an example cannot have a field that the wire doe
 Requests have theirs beside the command that they belong to (`Command.example`).
 """
 
-from app.protocol import commands, events
+from app.protocol import commands, events, order_commands
 from app.protocol.commands import ChatLine, Reply
-from app.protocol.events import DrawView, EnvelopeView, Event, OfferView, PrizeView, RoomState, RoomView, SessionView, UpcomingView, Winner
+from app.protocol.events import Event
+from app.protocol.views import DrawView, EnvelopeView, OfferView, PrizeView, RoomState, RoomView, SessionView, UpcomingView, Winner
 
 _AT = "2026-10-02T12:00:05.120Z"
 _ROOM = "k7qz0m4w2a"
@@ -117,7 +118,7 @@ _EVENTS: tuple[Event, ...] = (
 
 EVENT_EXAMPLES: dict[type[Event], Event] = {type(event): event for event in _EVENTS}
 
-_order = commands.OrderView(
+_order = order_commands.OrderView(
     id=_HOLD,
     room=_ROOM,
     session=_SESSION,
@@ -159,14 +160,14 @@ _REPLIES: tuple[Reply | RoomState, ...] = (
         price_minor=1990,
     ),
     commands.Released(outcome=commands.ReleaseOutcome.RELEASED, hold=_HOLD),
-    commands.OrderPlaced(
-        outcome=commands.PlaceOutcome.PLACED, order=_HOLD, amount_minor=1990, currency="CNY", pay_by="2026-10-02T12:20:05.120Z"
+    order_commands.OrderPlaced(
+        outcome=order_commands.PlaceOutcome.PLACED, order=_HOLD, amount_minor=1990, currency="CNY", pay_by="2026-10-02T12:20:05.120Z"
     ),
-    commands.OrderCancelled(outcome=commands.CancelOutcome.CANCELLED, order=_HOLD),
-    commands.OrderPaying(outcome=commands.PayOutcome.PENDING, order=_HOLD, payment="pay-1"),
-    commands.OrderAddressed(outcome=commands.SetAddressOutcome.SET, order=_HOLD),
+    order_commands.OrderCancelled(outcome=order_commands.CancelOutcome.CANCELLED, order=_HOLD),
+    order_commands.OrderPaying(outcome=order_commands.PayOutcome.PENDING, order=_HOLD, payment="pay-1"),
+    order_commands.OrderAddressed(outcome=order_commands.SetAddressOutcome.SET, order=_HOLD),
     _order,
-    commands.OrderPage(orders=[_order]),
+    order_commands.OrderPage(orders=[_order]),
     commands.WalletBalance(currency="CNY", available_minor=1366),
     commands.EnvelopeGrabbed(outcome=commands.GrabOutcome.OPENED, envelope=_ENVELOPE, amount_minor=366, position=7),
     commands.DrawEntered(outcome=commands.EnterOutcome.ENTERED, draw=_DRAW, entrants=128),

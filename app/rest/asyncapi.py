@@ -20,8 +20,9 @@ from app.protocol.catalogue import CHANNELS, READINGS, ChannelRow, what_sdks_do
 from app.protocol.codec import Codec
 from app.protocol.codes import CLOSES, ERRORS, UNSUBSCRIBED_BY_SERVER, UNSUBSCRIBED_INSUFFICIENT_STATE
 from app.protocol.commands import Outcome
-from app.protocol.events import EVENTS, Event, RoomState
+from app.protocol.events import EVENTS, Event
 from app.protocol.examples import EVENT_EXAMPLES, REPLY_EXAMPLES
+from app.protocol.views import RoomState
 from app.rest.protocol_schemas import message_schemas
 
 SCHEMAS = "#/components/schemas/"

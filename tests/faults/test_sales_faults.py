@@ -15,7 +15,7 @@ from app.domains.inventory import service as inventory
 from app.domains.orders import payments
 from app.domains.orders import service as orders
 from app.domains.orders.tables import SandboxCharge
-from app.protocol.commands import OrderPay
+from app.protocol.order_commands import OrderPay
 from app.storage.intake import take_in_room
 from app.storage.redis import command_client
 from app.storage.work import Engines

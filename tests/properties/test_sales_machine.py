@@ -24,7 +24,7 @@ from app.domains.orders import aftersales, payments
 from app.domains.orders import service as orders
 from app.domains.orders.tables import SandboxCharge
 from app.domains.wallet import service as wallet
-from app.protocol.commands import OrderPay
+from app.protocol.order_commands import OrderPay
 from app.storage.work import Engines
 from tests.conftest import empty
 from tests.support.auditor.stock import audit_stock

@@ -20,8 +20,9 @@ from app.protocol.catalogue import CARRIED_BY, CHANNELS, READINGS, SUBSCRIBE_RIG
 from app.protocol.channels import Kind
 from app.protocol.codes import CLOSES, ERRORS
 from app.protocol.commands import Outcome
-from app.protocol.events import EVENTS, HoldPlaced, Pulse, RoomState
+from app.protocol.events import EVENTS, HoldPlaced, Pulse
 from app.protocol.examples import EVENT_EXAMPLES, REPLY_EXAMPLES
+from app.protocol.views import RoomState
 from app.rest.asyncapi import PROTOCOL_COMMANDS, WEBSOCKET_PATH, build_asyncapi, tag_of, takes_key
 from app.rest.protocol_schemas import message_schemas
 from app.rest.reference import render_reference

@@ -9,8 +9,9 @@ from app.domains.catalogue import service as catalogue
 from app.domains.inventory import service as inventory
 from app.domains.orders import service as orders
 from app.protocol.channels import room_channel
-from app.protocol.commands import Address, OrderPlace, OrderPlaced, Reserved
+from app.protocol.commands import Reserved
 from app.protocol.events import OfferListed, OfferUpdated, OfferWithdrawn, SessionArchived, SessionEnded, SessionWentLive
+from app.protocol.order_commands import Address, OrderPlace, OrderPlaced
 from app.storage.intake import take_in_room
 from app.storage.work import Engines
 

@@ -31,7 +31,7 @@ from app.domains.catalogue.rules import (
 )
 from app.domains.catalogue.tables import Offer, Product
 from app.protocol.codes import BAD_REQUEST, CONFLICT, LIMIT_EXCEEDED, NOT_FOUND, OVER_LIMIT
-from app.protocol.events import OfferView
+from app.protocol.views import OfferView
 from app.storage.work import Work
 
 

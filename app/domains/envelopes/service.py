@@ -35,7 +35,8 @@ from app.domains.wallet.rules import Movement, TransferOutcome
 from app.protocol.channels import room_channel, user_channel
 from app.protocol.codes import BAD_REQUEST, INSUFFICIENT_FUNDS, NOT_FOUND
 from app.protocol.commands import EnvelopeGrabbed, GrabOutcome
-from app.protocol.events import EnvelopeOpened, EnvelopeUpdated, EnvelopeView, ShareOpened
+from app.protocol.events import EnvelopeOpened, EnvelopeUpdated, ShareOpened
+from app.protocol.views import EnvelopeView
 from app.storage.intake import OutboxEntry, take_in_room
 from app.storage.redis import engine_now_ms
 from app.storage.work import Engines, Work

@@ -12,7 +12,8 @@ from enum import StrEnum
 from msgspec import Struct, field
 
 from app.core.ids import derived_tail, scoped_id
-from app.protocol.commands import CancelOutcome, PlaceOutcome, ReleaseOutcome, ReserveOutcome
+from app.protocol.commands import ReleaseOutcome, ReserveOutcome
+from app.protocol.order_commands import CancelOutcome, PlaceOutcome
 
 
 class HoldState(StrEnum):

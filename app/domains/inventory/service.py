@@ -31,7 +31,7 @@ from app.domains.inventory.rules import (
 )
 from app.protocol.channels import room_channel, user_channel
 from app.protocol.codes import KEY_REUSED, NOT_FOUND
-from app.protocol.commands import CancelOutcome, Released, Reserved, ReserveOutcome
+from app.protocol.commands import Released, Reserved, ReserveOutcome
 from app.protocol.events import (
     Event,
     HoldEnded,
@@ -48,6 +48,7 @@ from app.protocol.events import (
     SessionWentLive,
     encode_event,
 )
+from app.protocol.order_commands import CancelOutcome
 from app.storage.intake import OutboxEntry, forget_room, list_rooms, register_room
 from app.storage.streams import Publication
 from app.storage.work import Engines, Work

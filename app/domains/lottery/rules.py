@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.core.merkle import merkle_root
 from app.core.runtime import at_text
-from app.protocol.events import DrawView, PrizeView
+from app.protocol.views import DrawView, PrizeView
 
 if TYPE_CHECKING:
     from app.domains.lottery.tables import Draw, DrawPrize

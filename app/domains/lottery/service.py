@@ -50,7 +50,8 @@ from app.domains.wallet.rules import Movement, TransferOutcome
 from app.protocol.channels import room_channel, user_channel
 from app.protocol.codes import BAD_REQUEST, CONFLICT, INSUFFICIENT_FUNDS, KEY_REUSED, NOT_FOUND
 from app.protocol.commands import DrawEntered, EnterOutcome, ReserveOutcome
-from app.protocol.events import DrawCancelled, DrawClosed, DrawDrawn, DrawOpened, DrawView, DrawWon, Winner
+from app.protocol.events import DrawCancelled, DrawClosed, DrawDrawn, DrawOpened, DrawWon
+from app.protocol.views import DrawView, Winner
 from app.storage.intake import OutboxEntry, take_in_room
 from app.storage.redis import engine_now_ms
 from app.storage.work import Engines, Work

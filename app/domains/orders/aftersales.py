@@ -20,8 +20,8 @@ from app.domains.orders.tables import Order
 from app.domains.wallet import service as wallet
 from app.domains.wallet.rules import Movement, TransferOutcome
 from app.protocol.codes import CONFLICT, INSUFFICIENT_FUNDS, KEY_REUSED, NOT_FOUND
-from app.protocol.commands import OrderAddressed, OrderSetAddress, SetAddressOutcome
 from app.protocol.events import OrderChanged
+from app.protocol.order_commands import OrderAddressed, OrderSetAddress, SetAddressOutcome
 from app.storage.intake import OutboxEntry, take_in_room
 from app.storage.work import Engines, Work
 

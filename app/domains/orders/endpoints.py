@@ -13,7 +13,7 @@ from app.domains.orders import aftersales, payments, service, store
 from app.domains.orders.rules import OrderState
 from app.domains.orders.tables import Order
 from app.protocol.codes import NOT_FOUND
-from app.protocol.commands import (
+from app.protocol.order_commands import (
     OrderAddressed,
     OrderCancel,
     OrderCancelled,

@@ -30,8 +30,8 @@ from app.domains.orders.service import find_order
 from app.domains.orders.tables import Payment, SandboxCharge
 from app.protocol.channels import staff_channel, user_channel
 from app.protocol.codes import BAD_REQUEST, KEY_REUSED, NOT_FOUND, UNAUTHORIZED
-from app.protocol.commands import OrderPay, OrderPaying, OrderView, PayOutcome
 from app.protocol.events import AlertRaised, PaymentDeclined
+from app.protocol.order_commands import OrderPay, OrderPaying, OrderView, PayOutcome
 from app.storage.work import Engines, Work
 
 SENT_AT_ONCE_MAX = 50  # sandbox webhooks of one pass of the worker

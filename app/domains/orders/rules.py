@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from app.core.ids import derived_tail, room_of, scoped_id
 from app.domains.inventory.rules import HoldState, RoomBooks
-from app.protocol.commands import PayOutcome, SetAddressOutcome
+from app.protocol.order_commands import PayOutcome, SetAddressOutcome
 
 SIGNATURE_HEADER = "Jishi-Signature"
 

@@ -25,8 +25,8 @@ from app.domains.wallet import service as wallet
 from app.domains.wallet.rules import Movement
 from app.protocol.channels import room_channel, staff_channel, user_channel
 from app.protocol.codes import CONFLICT, KEY_REUSED, NOT_FOUND
-from app.protocol.commands import OrderCancelled, OrderPage, OrderPlace, OrderPlaced, OrderView, PlaceOutcome
 from app.protocol.events import AlertRaised, OrderChanged, OrderPaid, OrderPlacedEvent, PurchaseAnnounced
+from app.protocol.order_commands import OrderCancelled, OrderPage, OrderPlace, OrderPlaced, OrderView, PlaceOutcome
 from app.rest.pages import decode_moment_cursor, encode_moment_cursor
 from app.storage.intake import OutboxEntry, list_rooms
 from app.storage.redis import engine_now_ms

@@ -22,18 +22,8 @@ from app.domains.rooms.show import get_room, room_view
 from app.domains.rooms.tables import ShowSession
 from app.protocol.channels import room_channel
 from app.protocol.codes import TOO_MANY_REQUESTS, UNKNOWN_CHANNEL
-from app.protocol.events import (
-    Event,
-    OfferView,
-    Pulse,
-    RoomView,
-    SessionArchived,
-    SessionEnded,
-    SessionView,
-    SessionWentLive,
-    UpcomingView,
-    encode_event,
-)
+from app.protocol.events import Event, Pulse, SessionArchived, SessionEnded, SessionWentLive, encode_event
+from app.protocol.views import OfferView, RoomView, SessionView, UpcomingView
 from app.storage import presence
 from app.storage.work import Engines, Work
 

@@ -16,7 +16,7 @@ from app.domains.rooms.rules import CheckItem
 from app.domains.rooms.tables import Room, ShowSession
 from app.protocol.codes import BAD_REQUEST, NOT_FOUND, PERMISSION_DENIED
 from app.protocol.commands import Done, DoneOutcome, RoomLike, RoomSnapshot
-from app.protocol.events import RoomState
+from app.protocol.views import RoomState
 from app.rest.access import EnginesDep, check_right, public, require
 from app.rest.pages import CursorParam, LimitParam, Page, decode_cursor, decode_moment_cursor, encode_cursor, encode_moment_cursor
 from app.storage import presence

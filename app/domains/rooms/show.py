@@ -34,7 +34,6 @@ from app.protocol.events import (
     Event,
     OfferListed,
     RoomUpdated,
-    RoomView,
     SessionArchived,
     SessionEnded,
     SessionInterrupted,
@@ -42,6 +41,7 @@ from app.protocol.events import (
     SessionScheduled,
     SessionWentLive,
 )
+from app.protocol.views import RoomView
 from app.storage.tables import AuditEntry
 from app.storage.work import Work
 

@@ -22,8 +22,8 @@ from app.domains.orders.tables import SandboxCharge
 from app.domains.rooms import service as rooms
 from app.domains.wallet import service as wallet
 from app.protocol.channels import staff_channel
-from app.protocol.commands import OrderPay
 from app.protocol.events import OrderChanged, OrderPaid, OrderPlacedEvent
+from app.protocol.order_commands import OrderPay
 from app.storage import presence
 from app.storage.redis import blocking_client
 from app.storage.streams import parse_push, push_channel

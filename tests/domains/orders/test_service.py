@@ -14,8 +14,8 @@ from app.domains.orders.tables import SandboxCharge
 from app.domains.wallet import service as wallet
 from app.protocol.channels import room_channel, staff_channel, user_channel
 from app.protocol.codes import KEY_REUSED
-from app.protocol.commands import OrderAddressed, OrderPay, OrderSetAddress
 from app.protocol.events import OfferUpdated, decode_event, event_type
+from app.protocol.order_commands import OrderAddressed, OrderPay, OrderSetAddress
 from app.storage.work import Engines
 from tests.support.auditor.stock import audit_stock
 from tests.support.runtime import TestRuntime

@@ -13,7 +13,8 @@ from app.domains.rooms import audience
 from app.domains.rooms import service as rooms
 from app.domains.rooms.rules import LIKES_BURST
 from app.protocol.channels import room_channel
-from app.protocol.events import Pulse, RoomState
+from app.protocol.events import Pulse
+from app.protocol.views import RoomState
 from app.storage import presence
 from app.storage.redis import blocking_client
 from app.storage.streams import parse_push, push_channel
