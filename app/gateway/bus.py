@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import structlog
+from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -21,7 +22,6 @@ from redis.exceptions import RedisError
 
 from app.core.errors import AppError
 from app.protocol.codes import SERVICE_UNAVAILABLE
-from app.storage.redis import Redis
 from app.storage.streams import CONTROL_CHANNEL
 
 OPEN_TIMEOUT_S = 3.0  # under the 5 s in which a subscribe must be answered

@@ -16,11 +16,22 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import NoScriptError
 
-Redis = redis_asyncio.Redis
-Argument = str | bytes | int | float
+from app.storage.resp import EngineLine, Part
+
+Argument = Part
 
 CONNECTIONS_MAX = 64  # of one process and role
 CONNECTION_WAIT_S = 3  # for one of them, when all are busy: an error still comes before client SDKs give up
+
+
+class Redis(redis_asyncio.Redis):
+    """One engine: redis-py's client for single commands and transactions, and a line of our own for scripts, which are the hot path."""
+
+    line: EngineLine
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        await self.line.aclose()
+        await super().aclose(close_connection_pool)
 
 
 class Script:
@@ -37,27 +48,19 @@ class Script:
         self._sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
     async def __call__(self, client: Redis, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
-        values = cast("list[Any]", [*keys, *arguments])
         try:
-            return await client.evalsha(self._sha, len(keys), *values)
+            return await client.line.call(("EVALSHA", self._sha, len(keys), *keys, *arguments))
         except NoScriptError:
-            return await client.eval(self.source, len(keys), *values)
+            return await client.line.call(("EVAL", self.source, len(keys), *keys, *arguments))
 
     async def call_all(self, client: Redis, calls: Sequence[tuple[Sequence[str], Sequence[Argument]]]) -> list[Any]:
         """Many calls in one trip, each with keys of one hash tag. Not atomic as a whole; may be done twice, so only for what bears that."""
-        if len(calls) == 1:
-            return [await self(client, *calls[0])]
+        commands = [("EVALSHA", self._sha, len(keys), *keys, *arguments) for keys, arguments in calls]
         try:
-            return await self._send_all(client, calls)
+            return await client.line.call_all(commands)
         except NoScriptError:
-            await client.script_load(self.source)
-            return await self._send_all(client, calls)
-
-    async def _send_all(self, client: Redis, calls: Sequence[tuple[Sequence[str], Sequence[Argument]]]) -> list[Any]:
-        async with client.pipeline(transaction=False) as pipeline:
-            for keys, arguments in calls:
-                pipeline.evalsha(self._sha, len(keys), *cast("list[Any]", [*keys, *arguments]))
-            return await pipeline.execute()
+            await client.line.call(("SCRIPT", "LOAD", self.source))
+            return await client.line.call_all(commands)
 
 
 def command_client(url: str) -> Redis:
@@ -73,10 +76,12 @@ def command_client(url: str) -> Redis:
         health_check_interval=15,
         retry=retry,
     )
-    return redis_asyncio.Redis.from_pool(pool)
+    client = cast("Redis", Redis.from_pool(pool))
+    client.line = EngineLine(url)
+    return client
 
 
-def blocking_client(url: str) -> Redis:
+def blocking_client(url: str) -> redis_asyncio.Redis:
     """For readers that wait (pub/sub): no read timeout, which redis-py sets to 5 s by default."""
     return redis_asyncio.from_url(url, socket_timeout=None, socket_connect_timeout=2, health_check_interval=0)
 

@@ -10,7 +10,7 @@ comes through until `heal`; then what was on its way arrives, as after a real pa
 import asyncio
 import tempfile
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 
 
@@ -18,6 +18,7 @@ class FaultyProxy:
     def __init__(self, upstream: Path, path: Path) -> None:
         self.mode = "pass"
         self.cuts = 0
+        self.cuts_max = 0  # then it heals by itself; 0: never
         self.only = b""  # break only requests that contain this
         self._upstream = upstream
         self._path = path
@@ -41,31 +42,45 @@ class FaultyProxy:
         assert task
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        engine_reader, engine_writer = await asyncio.open_unix_connection(str(self._upstream))
-        try:
-            while data := await reader.read(1 << 20):
-                broken = self.mode != "pass" and self.only.lower() in data.lower()
-                if broken and self.mode == "cut_request":
-                    self.cuts += 1
-                    return
-                engine_writer.write(data)
-                await engine_writer.drain()
-                answer = await engine_reader.read(1 << 20)
-                if broken:
-                    self.cuts += 1
-                    return
-                writer.write(answer)
-                await writer.drain()
-        except (OSError, asyncio.CancelledError):
-            return
-        finally:
-            writer.close()
-            engine_writer.close()
+        with suppress(OSError, asyncio.CancelledError), closing(writer):
+            engine_reader, engine_writer = await asyncio.open_unix_connection(str(self._upstream))
+            with closing(engine_writer):
+                answers = asyncio.create_task(_carry_all(engine_reader, writer))
+                try:
+                    last = await self._carry_requests(reader, engine_writer)
+                finally:
+                    answers.cancel()
+                    await asyncio.gather(answers, return_exceptions=True)
+                if last:
+                    engine_writer.write(last)
+                    engine_writer.write_eof()
+                    await engine_reader.read()  # the engine does what it has, and then closes
+
+    async def _carry_requests(self, reader: asyncio.StreamReader, engine: asyncio.StreamWriter) -> bytes:
+        """Until the client goes, or a request is one to break. Returns what is still to be done, with nobody to hear the answer."""
+        while data := await reader.read(1 << 20):
+            broken = self.mode != "pass" and self.only.lower() in data.lower()
+            if not broken:
+                engine.write(data)
+                await engine.drain()
+                continue
+            self.cuts += 1
+            is_reply_lost = self.mode == "cut_reply"
+            if self.cuts == self.cuts_max:
+                self.heal()
+            return data if is_reply_lost else b""
+        return b""
+
+
+async def _carry_all(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(1 << 20):
+        writer.write(data)
+        await writer.drain()
 
 
 @asynccontextmanager
 async def faulty_proxy(upstream: Path) -> AsyncGenerator[FaultyProxy]:
-    """A proxy in front of a unix socket. One request in flight a connection, as a connection pool has it; answers below 1 MiB."""
+    """A proxy in front of a unix socket."""
     with tempfile.TemporaryDirectory(prefix="jishi-proxy-") as directory:
         path = Path(directory) / "engine.sock"
         proxy = FaultyProxy(upstream, path)
@@ -100,18 +115,16 @@ class Line:
         assert task
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        engine_reader, engine_writer = await asyncio.open_unix_connection(str(self._upstream))
-        ways = [asyncio.create_task(self._carry(reader, engine_writer)), asyncio.create_task(self._carry(engine_reader, writer))]
-        try:
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            return
-        finally:
-            for way in ways:
-                way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
-            writer.close()
-            engine_writer.close()
+        with suppress(OSError, asyncio.CancelledError), closing(writer):
+            engine_reader, engine_writer = await asyncio.open_unix_connection(str(self._upstream))
+            with closing(engine_writer):
+                ways = [asyncio.create_task(self._carry(reader, engine_writer)), asyncio.create_task(self._carry(engine_reader, writer))]
+                try:
+                    await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    for way in ways:
+                        way.cancel()
+                    await asyncio.gather(*ways, return_exceptions=True)
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(1 << 16):

@@ -144,7 +144,7 @@ async def is_banned(engines: Engines, room_id: str, viewer_id: str) -> bool | No
 
 async def _look_up_bans(engines: Engines, room_id: str, viewer_ids: Sequence[str]) -> list[bool | None]:
     fields = dict.fromkeys(_sanction_field("ban", viewer_id) for viewer_id in viewer_ids)
-    words, *bans = cast("list[bytes | None]", await engines.fanout.hmget(_key(room_id, "state"), ["words", *fields]))
+    words, *bans = cast("list[bytes | None]", await engines.fanout.line.call(("HMGET", _key(room_id, "state"), "words", *fields)))
     if words is None:
         return [None] * len(viewer_ids)
     banned = dict(zip(fields, bans, strict=True))
