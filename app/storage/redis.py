@@ -40,11 +40,10 @@ class Script:
     Replies are what the script returns, with bytes for strings; the domain's store parses the words into its own StrEnum.
     """
 
-    def __init__(self, path: Path, *, after: Path | None = None) -> None:
-        """`after` names a file whose text comes first: what the scripts of one domain share, since Lua in the engine cannot import."""
+    def __init__(self, path: Path, *, after: Sequence[Path] = ()) -> None:
+        """`after` names files whose texts come first: what the scripts of one domain share, since Lua in the engine cannot import."""
         self.name = path.stem
-        shared = after.read_text(encoding="utf-8") if after else ""
-        self.source = shared + path.read_text(encoding="utf-8")
+        self.source = "".join(part.read_text(encoding="utf-8") for part in (*after, path))
         self._sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
     async def __call__(self, client: Redis, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:

@@ -1,4 +1,4 @@
--- Holds stock for viewers, a batch at a time. Runs after sales.lua, which states KEYS, ARGV and the reply.
+-- Holds stock for viewers, a batch at a time. Runs after stock.lua and sales.lua, which states KEYS, ARGV and the reply.
 -- A hold's id is derived from its viewer and key, so the hold is its own idempotency record: it is looked for first.
 -- The order of the checks is part of the contract: repeated, key_reused, unknown, frozen, closed, not_open, limit, exhausted, held.
 -- Escrow (prizes) has no limit, window or deadline, and may be set aside before the session is live.

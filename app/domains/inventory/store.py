@@ -17,9 +17,9 @@ from app.storage.work import Engines
 Answer = TypeVar("Answer")
 
 _HERE = Path(__file__).parent
-_SHARED = _HERE / "sales.lua"
+_SHARED = (_HERE / "sales.lua", _HERE / "stock.lua")
 _reserve = Script(_HERE / "reserve.lua", after=_SHARED)
-_move = Script(_HERE / "move.lua", after=_SHARED)
+_move = Script(_HERE / "move.lua", after=(*_SHARED, _HERE / "order.lua"))
 _sweep = Script(_HERE / "sweep.lua", after=_SHARED)
 _sync = Script(_HERE / "sync.lua", after=_SHARED)
 

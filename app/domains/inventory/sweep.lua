@@ -1,4 +1,5 @@
--- Ends what has run out and forgets what ended long ago, in bounded numbers. Runs after sales.lua, which states KEYS and ARGV (no members).
+-- Ends what has run out and forgets what ended long ago, in bounded numbers. Runs after stock.lua and sales.lua, which states KEYS and
+-- ARGV (no members).
 -- A sold hold is remembered for as long as its offer: it counts towards its viewer's limit, and the sums are checked against it.
 --
 -- Nothing is forgotten while the outbox holds what SQL does not have yet.
