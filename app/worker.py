@@ -29,6 +29,7 @@ from app.domains.orders.payments import settle_sandbox_payments
 from app.domains.rooms.service import pulse_rooms
 from app.rest.idempotency import expire_idempotency_records
 from app.storage.announcements import announce_room
+from app.storage.durability import watch_durability
 from app.storage.intake import list_rooms, outbox_key, take_in_room
 from app.storage.work import Engines, rooms_to_announce
 
@@ -141,6 +142,7 @@ LOOPS: tuple[Loop, ...] = (
     Loop("deliver_webhooks", deliver_webhooks, 1000),
     Loop("expire_webhook_deliveries", expire_webhook_deliveries, 600_000),
     Loop("expire_idempotency_records", expire_idempotency_records, 60_000),
+    Loop("watch_durability", watch_durability, 60_000),
 )
 
 

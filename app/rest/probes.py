@@ -7,9 +7,12 @@ from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Metric, ProcessCollector, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
+from redis.exceptions import RedisError
 from starlette.responses import JSONResponse, Response
 
 from app.rest.access import EnginesDep, public
+from app.storage.durability import find_weaknesses
+from app.storage.work import Engines
 
 METRIC_PREFIX = "jishi_"
 
@@ -47,13 +50,24 @@ async def healthz() -> JSONResponse:
 @router.get("/readyz")
 @public
 async def readyz(request: Request, engines: EnginesDep) -> JSONResponse:
-    """503 with the reasons while an engine is out of reach, the process does not hear what other nodes say, or it drains."""
+    """503 with the reasons while an engine is out of reach, the process does not hear what other nodes say, or it drains.
+
+    `warnings` name what endangers the promises without keeping anybody from serving: settings of the sales engine.
+    """
     checks = await engines.check()
     checks["bus"] = "ok" if request.app.state.hub.is_hearing else "lost"
     if request.app.state.draining:
         checks["process"] = "draining"
     ready = all(answer == "ok" for answer in checks.values())
-    return JSONResponse({"status": "ok" if ready else "unavailable", "checks": checks}, 200 if ready else 503)
+    body = {"status": "ok" if ready else "unavailable", "checks": checks, "warnings": await _warnings(engines)}
+    return JSONResponse(body, 200 if ready else 503)
+
+
+async def _warnings(engines: Engines) -> list[str]:
+    try:
+        return await find_weaknesses(engines.sales)
+    except (RedisError, OSError):
+        return []  # it is away: the checks say so
 
 
 @router.get("/metrics")
