@@ -159,6 +159,7 @@ class RoomLike(Request, frozen=True):
 class ReserveOutcome(Outcome):
     HELD = "held", "the stock is set aside until `expires_at`"
     EXHAUSTED = "exhausted", "not enough left"
+    ORDER_LIMIT = "order_limit", "more than one order of this offer may have: ask for less"
     LIMIT = "limit", "the viewer's limit for this offer is reached"
     CLOSED = "closed", "the offer or its session is over"
     NOT_OPEN = "not_open", "the window has not begun"

@@ -13,6 +13,7 @@ class OfferView(Struct, frozen=True, kw_only=True):
     currency: str
     total: int
     limit_per_viewer: int  # 0: no limit
+    limit_per_order: int = 0  # 0: no limit
     state: str  # listed, paused, withdrawn
     opens_at: str | None = None
     closes_at: str | None = None

@@ -224,7 +224,7 @@ class EngineLine:
             try:
                 for command in self._greetings():
                     await line.ask(_pack(command))
-            except BaseException:
+            except BaseException:  # also a cancelled opening must leave no socket behind
                 await line.close()
                 raise
         self._failures = 0

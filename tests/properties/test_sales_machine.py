@@ -63,6 +63,7 @@ class ModelHold:
 class ModelOffer:
     total: int
     limit: int = 0
+    order_limit: int = 0
     fresh: bool = False
     paused: bool = False
 
@@ -100,8 +101,8 @@ class SalesMachine(RuleBasedStateMachine):
         self.shelf = Shelf(self.engines)
         await self.shelf.go_live()
         self.offers[await self.shelf.offer(total=4, price_minor=PRICE, limit=LIMIT)] = ModelOffer(4, limit=LIMIT)
-        fresh = await self.shelf.offer(total=3, price_minor=PRICE, return_policy="fresh_no_return")
-        self.offers[fresh] = ModelOffer(3, fresh=True)
+        fresh = await self.shelf.offer(total=3, price_minor=PRICE, return_policy="fresh_no_return", limit_per_order=LIMIT)
+        self.offers[fresh] = ModelOffer(3, fresh=True, order_limit=LIMIT)
 
     def teardown(self) -> None:
         if hasattr(self, "engines"):
@@ -151,6 +152,8 @@ class SalesMachine(RuleBasedStateMachine):
             return "held again" if (before.offer, before.quantity, before.escrow) == (offer, quantity, escrow) else "key_reused"
         if terms.paused:
             return "closed"
+        if terms.order_limit and not escrow and quantity > terms.order_limit:
+            return "order_limit"
         mine = [hold for hold in self.holds.values() if (hold.offer, hold.viewer, hold.escrow) == (offer, viewer, False)]
         taken = sum(hold.quantity for hold in mine if hold.state in {"held", "ordered", "sold"})
         if terms.limit and not escrow and taken + quantity > terms.limit:

@@ -10,7 +10,7 @@ from enum import StrEnum
 from app.core.money import AMOUNT_MINOR_MAX
 
 STOCK_MAX = 10_000_000  # units of one offer: above it, it is a mistake
-LIMIT_PER_VIEWER_MAX = 999  # what one `inventory.reserve` may ask for
+LIMIT_UNITS_MAX = 999  # what one `inventory.reserve` may ask for
 OFFERS_PER_SESSION_MAX = 200  # a snapshot carries all of them to every viewer
 CURRENCIES = frozenset({"CNY", "USD", "EUR", "GBP", "HKD", "JPY", "KRW", "SGD", "MYR", "THB", "VND", "KWD", "BHD"})
 
@@ -72,6 +72,7 @@ class OfferTerms:
     list_price_minor: int
     total: int
     limit_per_viewer: int
+    limit_per_order: int
     price_min_minor: int | None
     price_max_minor: int | None
     opens_at: datetime | None
@@ -88,7 +89,8 @@ def problems_of_terms(terms: OfferTerms) -> list[str]:
         (0 <= price <= AMOUNT_MINOR_MAX, "price_minor: a price is between 0 and 10^12 minor units"),
         (price <= terms.list_price_minor <= AMOUNT_MINOR_MAX, "list_price_minor: the list price cannot be below the price"),
         (0 <= terms.total <= STOCK_MAX, f"total: stock is between 0 and {STOCK_MAX} units"),
-        (0 <= terms.limit_per_viewer <= LIMIT_PER_VIEWER_MAX, f"limit_per_viewer: 0 (no limit) to {LIMIT_PER_VIEWER_MAX}"),
+        (0 <= terms.limit_per_viewer <= LIMIT_UNITS_MAX, f"limit_per_viewer: 0 (no limit) to {LIMIT_UNITS_MAX}"),
+        (0 <= terms.limit_per_order <= LIMIT_UNITS_MAX, f"limit_per_order: 0 (no limit) to {LIMIT_UNITS_MAX}"),
         (_limits_in_order(low, high), "price_min_minor, price_max_minor: the lower limit is above the upper one"),
         (_within(price, low, high), "price_minor: outside the limits price_min_minor, price_max_minor"),
         (window_is_valid(terms.opens_at, terms.closes_at), "closes_at: the window closes before it opens"),

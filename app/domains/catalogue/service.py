@@ -10,6 +10,7 @@ Live stock is not here: it is a reading of the engine that `inventory` owns.
 
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -55,6 +56,7 @@ class OfferDraft:
     total: int
     name: str = ""
     limit_per_viewer: int = 0
+    limit_per_order: int = 0
     list_price_minor: int | None = None
     product_id: str | None = None
     opens_at: datetime | None = None
@@ -116,48 +118,33 @@ def _check_product(name: str, return_policy: str) -> None:
 # --- offers -------------------------------------------------------------------------------------------------------------------------
 
 
-async def create_offer(  # noqa: PLR0913 - keywords only; an offer has this many terms
-    work: Work,
-    *,
-    room_id: str,
-    session_id: str,
-    name: str = "",
-    price_minor: int,
-    total: int,
-    currency: str | None = None,
-    limit_per_viewer: int = 0,
-    list_price_minor: int | None = None,
-    product_id: str | None = None,
-    opens_at: datetime | None = None,
-    closes_at: datetime | None = None,
-    return_policy: str | None = None,
-    price_min_minor: int | None = None,
-    price_max_minor: int | None = None,
-) -> Offer:
-    """A new offer at the end of the shelf. Name, policy and origin come from the product where they are not given.
+async def create_offer(work: Work, *, room_id: str, session_id: str, currency: str | None = None, **terms: Any) -> Offer:
+    """A new offer at the end of the shelf. `terms` are fields of OfferDraft; what is not given comes from the product or a default.
 
     Raises AppError: not_found (product), bad_request (terms), limit_exceeded (the shelf is full).
     """
-    product = await get_product(work.session, product_id) if product_id else None
+    draft = OfferDraft(**terms)
+    product = await get_product(work.session, draft.product_id) if draft.product_id else None
     if await store.shelf_size(work.session, session_id) >= OFFERS_PER_SESSION_MAX:
         raise AppError(LIMIT_EXCEEDED, f"a session holds at most {OFFERS_PER_SESSION_MAX} offers")
     offer = Offer(
         id=scoped_id(room_id, work.runtime.new_short_id()),
         room_id=room_id,
         session_id=session_id,
-        product_id=product_id,
-        name=name or (product.name if product else ""),
+        product_id=draft.product_id,
+        name=draft.name or (product.name if product else ""),
         currency=currency or work.engines.settings.currency,
-        price_minor=price_minor,
-        list_price_minor=price_minor if list_price_minor is None else list_price_minor,
-        price_min_minor=price_min_minor,
-        price_max_minor=price_max_minor,
-        total=total,
+        price_minor=draft.price_minor,
+        list_price_minor=draft.price_minor if draft.list_price_minor is None else draft.list_price_minor,
+        price_min_minor=draft.price_min_minor,
+        price_max_minor=draft.price_max_minor,
+        total=draft.total,
         sold=0,
-        limit_per_viewer=limit_per_viewer,
-        opens_at=whole_ms(opens_at),
-        closes_at=whole_ms(closes_at),
-        return_policy=return_policy or (product.return_policy if product else ReturnPolicy.NO_REASON_7_DAYS),
+        limit_per_viewer=draft.limit_per_viewer,
+        limit_per_order=draft.limit_per_order,
+        opens_at=whole_ms(draft.opens_at),
+        closes_at=whole_ms(draft.closes_at),
+        return_policy=draft.return_policy or (product.return_policy if product else ReturnPolicy.NO_REASON_7_DAYS),
         state=OfferState.LISTED,
         position=await store.next_position(work.session, session_id),
         version=1,
@@ -211,6 +198,7 @@ def offer_view(offer: Offer) -> OfferView:
         currency=offer.currency,
         total=offer.total,
         limit_per_viewer=offer.limit_per_viewer,
+        limit_per_order=offer.limit_per_order,
         state=offer.state,
         opens_at=_text(offer.opens_at),
         closes_at=_text(offer.closes_at),
@@ -293,7 +281,7 @@ async def set_offer_state(work: Work, offer_id: str, state: str) -> Offer:
 
 
 async def change_terms(work: Work, offer_id: str, changes: dict[str, int | str | None]) -> Offer:
-    """Other terms of an offer: name, list_price_minor, limit_per_viewer, return_policy, price_min_minor, price_max_minor."""
+    """Other terms of an offer: those of OfferTerms but the price, the total and the window."""
     offer = await _lock_shown(work, offer_id)
     before = {name: getattr(offer, name) for name in changes}
     if before != changes:

@@ -1,6 +1,7 @@
 -- Holds stock for viewers, a batch at a time. Runs after stock.lua and sales.lua, which states KEYS, ARGV and the reply.
 -- A hold's id is derived from its viewer and key, so the hold is its own idempotency record: it is looked for first.
--- The order of the checks is part of the contract: repeated, key_reused, unknown, frozen, closed, not_open, limit, exhausted, held.
+-- The order of the checks is part of the contract: repeated, key_reused, unknown, frozen, closed, not_open, order_limit, limit,
+-- exhausted, held.
 -- Escrow (prizes) has no limit, window or deadline, and may be set aside before the session is live.
 --
 -- Member: id, viewer, offer, quantity, ttl ms, escrow.   Answer: word, expires (ms; 0: never), price, available, repeated.
@@ -21,6 +22,7 @@ local function refusal(offer, member)
   if not member.escrow then
     if offer.closes > 0 and offer.closes <= now then return 'closed' end
     if session == 'waiting' or offer.opens > now then return 'not_open' end
+    if (offer.order_limit or 0) > 0 and member.quantity > offer.order_limit then return 'order_limit' end
     if offer.limit > 0 and count_of(member.offer, member.viewer) + member.quantity > offer.limit then return 'limit' end
   end
   if offer.available < member.quantity then return 'exhausted' end

@@ -218,6 +218,7 @@ def _offer_member(offer: Offer) -> store.Member:
         "price": offer.price_minor,
         "currency": offer.currency,
         "limit": offer.limit_per_viewer,
+        "order_limit": offer.limit_per_order,
         "state": offer.state,
         "policy": offer.return_policy,
         "name": offer.name,

@@ -10,7 +10,7 @@ from app.core.caller import Caller
 from app.core.errors import AppError
 from app.core.ids import room_of
 from app.core.money import AMOUNT_MINOR_MAX
-from app.domains.catalogue.rules import LIMIT_PER_VIEWER_MAX, STOCK_MAX, ReturnPolicy
+from app.domains.catalogue.rules import LIMIT_UNITS_MAX, STOCK_MAX, ReturnPolicy
 from app.domains.catalogue.tables import Offer
 from app.domains.rooms import service
 from app.domains.rooms.rules import CUES_MAX, CueKind
@@ -25,7 +25,8 @@ Seller = Annotated[Caller, require("offer.edit")]
 Watcher = Annotated[Caller, require("staff.watch")]
 
 Price = Annotated[int, Field(ge=0, le=AMOUNT_MINOR_MAX, description="minor units of the room's currency")]
-Limit = Annotated[int, Field(ge=0, le=LIMIT_PER_VIEWER_MAX, description="units a viewer may hold and buy; 0: no limit")]
+Limit = Annotated[int, Field(ge=0, le=LIMIT_UNITS_MAX, description="units a viewer may hold and buy; 0: no limit")]
+OrderLimit = Annotated[int, Field(ge=0, le=LIMIT_UNITS_MAX, description="units of one order; 0: no limit")]
 
 
 # --- offers -------------------------------------------------------------------------------------------------------------------------
@@ -56,6 +57,7 @@ class OfferIn(BaseModel):
     list_price_minor: Price | None = Field(None, description="the price crossed out; left out: the price")
     total: int = Field(ge=0, le=STOCK_MAX, description="units of stock")
     limit_per_viewer: Limit = 0
+    limit_per_order: OrderLimit = 0
     opens_at: AwareDatetime | None = Field(None, description="start of the flash sale; left out: as soon as the session is live")
     closes_at: AwareDatetime | None = None
     return_policy: ReturnPolicy | None = None
@@ -75,6 +77,7 @@ class OfferPatch(BaseModel):
     name: str = Field("", min_length=1, max_length=120)
     list_price_minor: Price = 0
     limit_per_viewer: Limit = 0
+    limit_per_order: OrderLimit = 0
     opens_at: AwareDatetime | None = None
     closes_at: AwareDatetime | None = None
     return_policy: ReturnPolicy = ReturnPolicy.NO_REASON_7_DAYS
@@ -96,6 +99,7 @@ class OfferOut(BaseModel):
     total: int
     sold: int = Field(description="paid units; what is held or waits for payment is in the session's stock")
     limit_per_viewer: int
+    limit_per_order: int
     opens_at: datetime | None
     closes_at: datetime | None
     return_policy: str

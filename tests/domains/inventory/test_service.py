@@ -57,7 +57,7 @@ async def test_a_double_click_in_one_batch_holds_once(shelf: Shelf, engines: Eng
     assert (other.outcome, other.available) == ("exhausted", 0)
 
 
-REFUSALS = ["key_reused", "not_found", "frozen", "closed", "not_open", "limit", "exhausted"]
+REFUSALS = ["key_reused", "not_found", "frozen", "closed", "not_open", "order_limit", "limit", "exhausted"]
 
 
 @pytest.mark.parametrize("healed", range(len(REFUSALS)))
@@ -66,7 +66,8 @@ async def test_the_first_reason_speaks(shelf: Shelf, engines: Engines, healed: i
     late = Shelf(engines, "room1", "room1-show2")
     wrong: dict[str, bool] = {name: index >= healed for index, name in enumerate(REFUSALS)}
     owner = shelf if not wrong["not_open"] else late  # its session has not begun
-    offer = await owner.offer(total=2 if wrong["exhausted"] else 10, limit=1 if wrong["limit"] else 0)
+    limits = {"limit": 1 if wrong["limit"] else 0, "limit_per_order": 2 if wrong["order_limit"] else 0}
+    offer = await owner.offer(total=2 if wrong["exhausted"] else 10, **limits)
     await shelf.reserve(await shelf.offer(), key="used")
     if wrong["closed"]:
         await shelf.set_state(offer, "paused")
@@ -101,6 +102,13 @@ async def test_the_limit_is_a_viewers_and_comes_back(shelf: Shelf, engines: Engi
     assert (await shelf.reserve(offer, viewer="mei", quantity=2)).outcome == "held"
     assert (await inventory.release(engines, viewer_id="lin", hold_id=held.hold or "")).outcome == "released"
     assert (await shelf.reserve(offer, key="k2", quantity=2)).outcome == "held"
+
+
+async def test_the_limit_of_an_order_leaves_the_viewer_a_second_one(shelf: Shelf) -> None:
+    offer = await shelf.offer(total=10, limit=4, limit_per_order=2)
+    asked = (("k1", 3), ("k1", 2), ("k2", 2), ("k3", 1))
+    words = [(await shelf.reserve(offer, quantity=units, key=key)).outcome for key, units in asked]
+    assert words == ["order_limit", "held", "held", "limit"]
 
 
 async def test_reserve_releases_what_is_due_without_the_loop(shelf: Shelf, runtime: TestRuntime) -> None:

@@ -109,6 +109,7 @@ function offerCard(context, offer) {
     [t("shelf.total"), whole(offer.total)],
     [t("shelf.sold"), whole(offer.sold)],
     offer.limit_per_viewer > 0 && [t("shelf.limit"), whole(offer.limit_per_viewer)],
+    offer.limit_per_order > 0 && [t("shelf.order_limit"), whole(offer.limit_per_order)],
   ].filter(Boolean);
   const node = el(
     "li",
@@ -294,15 +295,25 @@ const offerControls = () => [
     value: 0,
     hint: t("shelf.limit_hint"),
   },
+  {
+    name: "limit_per_order",
+    label: t("shelf.order_limit"),
+    type: "number",
+    min: 0,
+    max: 999,
+    value: 0,
+    hint: t("shelf.limit_hint"),
+  },
 ];
 
 async function putOnShelf(context, values) {
-  const { limit_per_viewer: limit, total, ...rest } = values;
+  const { limit_per_viewer: limit, limit_per_order: orderLimit, total, ...rest } = values;
   const body = Object.fromEntries(Object.entries(rest).filter(([, value]) => value !== null && value !== ""));
   await context.api.post(`/sessions/${context.session.id}/offers`, {
     ...body,
     total: Number(total),
     limit_per_viewer: Number(limit) || 0,
+    limit_per_order: Number(orderLimit) || 0,
   });
   toast(t("shelf.added"), "good");
   await context.reloadShelf();

@@ -97,7 +97,10 @@ function openPurchase(context, offer, ended) {
     delete keys.reserve;
     if (reply.outcome !== "held") {
       failed(
-        t(`reserve_outcome.${reply.outcome}`, { n: reply.available ?? 0, limit: offer.limit_per_viewer }),
+        t(`reserve_outcome.${reply.outcome}`, {
+          n: reply.available ?? 0,
+          limit: reply.outcome === "order_limit" ? offer.limit_per_order : offer.limit_per_viewer,
+        }),
         purchase.chooseQuantity,
       );
       return;
@@ -254,7 +257,8 @@ function result(kind, iconName, title, text, ...rest) {
 }
 
 function quantityForm(context, offer, purchase, reserve) {
-  const most = () => Math.max(1, Math.min(offer.limit_per_viewer || 999, available(context.state, offer), 999));
+  const limit = Math.min(offer.limit_per_viewer || 999, offer.limit_per_order || 999);
+  const most = () => Math.max(1, Math.min(limit, available(context.state, offer)));
   const input = el("input", {
     id: "quantity",
     name: "quantity",
@@ -296,6 +300,7 @@ function quantityForm(context, offer, purchase, reserve) {
       ),
     ),
     offer.limit_per_viewer > 0 && el("p", { class: "small-text muted" }, t("buy.limit", { n: offer.limit_per_viewer })),
+    offer.limit_per_order > 0 && el("p", { class: "small-text muted" }, t("buy.order_limit", { n: offer.limit_per_order })),
     el("p", { class: "sum" }, el("span", {}, t("buy.total")), total),
     submit,
     el("p", { class: "small-text muted" }, t("buy.hold_hint")),
