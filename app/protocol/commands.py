@@ -157,7 +157,7 @@ class RoomLike(Request, frozen=True):
 
 
 class ReserveOutcome(Outcome):
-    HELD = "held", "the stock is set aside until `expires_at`"
+    HELD = "held", "the stock is set aside until `expires_at`; with `set_aside: false` nothing is, and it goes to who pays first"
     EXHAUSTED = "exhausted", "not enough left"
     ORDER_LIMIT = "order_limit", "more than one order of this offer may have: ask for less"
     LIMIT = "limit", "the viewer's limit for this offer is reached"
@@ -179,6 +179,7 @@ class Reserved(Reply, frozen=True):
     hold: str | None = None
     expires_at: str | None = None
     price_minor: int | None = None
+    set_aside: bool = True  # false: the hold is the right to order until `expires_at`, and who pays first gets it
     repeated: bool = False  # this key was answered before; this is the same answer
     available: int | None = None  # what is left, when that explains the outcome
 

@@ -204,6 +204,7 @@ class HoldPlaced(Event, frozen=True, tag="hold.placed"):
     offer: str
     quantity: int
     expires_at: str
+    set_aside: bool = True  # false: the offer goes to who pays first, and the hold is the right to order it
 
 
 class HoldEnded(Event, frozen=True, tag="hold.ended"):

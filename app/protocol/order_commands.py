@@ -21,6 +21,7 @@ class PlaceOutcome(Outcome):
     RELEASED = "released", "the hold was given back before"
     UNKNOWN = "unknown", "no such hold of this viewer"
     FROZEN = "frozen", "sales of the room are stopped for now"
+    EXHAUSTED = "exhausted", "an offer that goes to who pays first: not enough is left"
     POLICY_NOT_ACCEPTED = "policy_not_accepted", "the offer's return policy must be confirmed at purchase"
 
 

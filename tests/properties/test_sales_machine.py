@@ -50,13 +50,15 @@ class ModelHold:
     escrow: bool = False
     place_key: str = ""
     accepted: bool = True
+    first_paid: bool = False
     paid_by: str = ""
     winner: str = ""
     returned: int = 0
 
     @property
     def units(self) -> int:
-        return self.quantity - self.returned if self.state in {"held", "ordered", "sold"} else 0
+        takes = {"sold"} if self.first_paid else {"held", "ordered", "sold"}
+        return self.quantity - self.returned if self.state in takes else 0
 
 
 @dataclass(slots=True)
@@ -66,6 +68,7 @@ class ModelOffer:
     order_limit: int = 0
     fresh: bool = False
     paused: bool = False
+    first_paid: bool = False
 
 
 class SalesMachine(RuleBasedStateMachine):
@@ -103,6 +106,8 @@ class SalesMachine(RuleBasedStateMachine):
         self.offers[await self.shelf.offer(total=4, price_minor=PRICE, limit=LIMIT)] = ModelOffer(4, limit=LIMIT)
         fresh = await self.shelf.offer(total=3, price_minor=PRICE, return_policy="fresh_no_return", limit_per_order=LIMIT)
         self.offers[fresh] = ModelOffer(3, fresh=True, order_limit=LIMIT)
+        first_paid = await self.shelf.offer(total=2, price_minor=PRICE, limit=LIMIT, selling_policy="first_paid")
+        self.offers[first_paid] = ModelOffer(2, limit=LIMIT, first_paid=True)
 
     def teardown(self) -> None:
         if hasattr(self, "engines"):
@@ -161,7 +166,7 @@ class SalesMachine(RuleBasedStateMachine):
         if quantity > self.available(offer):
             return "exhausted"
         expires = 0 if escrow else self.runtime.now_ms() + HOLD_MS
-        self.holds[name] = ModelHold(offer, viewer, quantity, "held", expires, expires, escrow)
+        self.holds[name] = ModelHold(offer, viewer, quantity, "held", expires, expires, escrow, first_paid=terms.first_paid and not escrow)
         return "held"
 
     def pick(self, number: int, *states: str) -> tuple[str, ModelHold]:
@@ -208,7 +213,7 @@ class SalesMachine(RuleBasedStateMachine):
             return
         assert answer.outcome + (" again" if answer.repeated else "") == expected
         if answer.hold:
-            assert answer.hold == hold_id("room1", viewer, key)
+            assert (answer.hold, answer.set_aside) == (hold_id("room1", viewer, key), not self.holds[answer.hold].first_paid)
         if expected == "exhausted":
             assert answer.available == self.available(offer)
 
@@ -254,6 +259,8 @@ class SalesMachine(RuleBasedStateMachine):
             self.move(hold, "expired")
         if hold.state != "held":
             return hold.state
+        if hold.first_paid and self.available(hold.offer) < hold.quantity:
+            return "exhausted"
         if self.offers[hold.offer].fresh and not accepted:
             return "policy_not_accepted"
         hold.place_key, hold.accepted = key, accepted
@@ -312,6 +319,9 @@ class SalesMachine(RuleBasedStateMachine):
             return refusals[hold.state]
         if hold.state == "lapsed" and self.available(hold.offer) < hold.quantity:
             return "late_and_sold_out"
+        if hold.first_paid and self.available(hold.offer) < hold.quantity:
+            self.move(hold, "cancelled")
+            return "sold_out"
         self.move(hold, "sold")
         hold.paid_by = attempt
         self.money += PRICE * hold.quantity

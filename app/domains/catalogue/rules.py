@@ -26,6 +26,13 @@ class ReturnPolicy(StrEnum):
     FRESH_NO_RETURN = "fresh_no_return"  # fresh produce is exempt from no-reason returns; the buyer confirms it at purchase
 
 
+class SellingPolicy(StrEnum):
+    """When stock is taken for a viewer. Set when the offer is listed, for good: holds that run were promised something."""
+
+    HOLD = "hold"  # at once, until a deadline
+    FIRST_PAID = "first_paid"  # when the payment is in; whoever pays after the last unit gets the money back
+
+
 class PriceDecision(StrEnum):
     CHANGE = "change"
     SAME = "same"
@@ -78,6 +85,7 @@ class OfferTerms:
     opens_at: datetime | None
     closes_at: datetime | None
     return_policy: str
+    selling_policy: str
 
 
 def problems_of_terms(terms: OfferTerms) -> list[str]:
@@ -94,6 +102,7 @@ def problems_of_terms(terms: OfferTerms) -> list[str]:
         (_limits_in_order(low, high), "price_min_minor, price_max_minor: the lower limit is above the upper one"),
         (_within(price, low, high), "price_minor: outside the limits price_min_minor, price_max_minor"),
         (window_is_valid(terms.opens_at, terms.closes_at), "closes_at: the window closes before it opens"),
+        (terms.selling_policy in set(SellingPolicy), f"selling_policy: one of {', '.join(SellingPolicy)}"),
         (terms.return_policy in set(ReturnPolicy), f"return_policy: one of {', '.join(ReturnPolicy)}"),
     )
     return [text for ok, text in checks if not ok]

@@ -24,6 +24,7 @@ from app.domains.catalogue.rules import (
     OfferTerms,
     PriceDecision,
     ReturnPolicy,
+    SellingPolicy,
     decide_price_change,
     offer_may_become,
     problem_of_top_up,
@@ -62,6 +63,7 @@ class OfferDraft:
     opens_at: datetime | None = None
     closes_at: datetime | None = None
     return_policy: str | None = None
+    selling_policy: str = SellingPolicy.HOLD
     price_min_minor: int | None = None
     price_max_minor: int | None = None
 
@@ -145,6 +147,7 @@ async def create_offer(work: Work, *, room_id: str, session_id: str, currency: s
         opens_at=whole_ms(draft.opens_at),
         closes_at=whole_ms(draft.closes_at),
         return_policy=draft.return_policy or (product.return_policy if product else ReturnPolicy.NO_REASON_7_DAYS),
+        selling_policy=draft.selling_policy,
         state=OfferState.LISTED,
         position=await store.next_position(work.session, session_id),
         version=1,
@@ -200,6 +203,7 @@ def offer_view(offer: Offer) -> OfferView:
         limit_per_viewer=offer.limit_per_viewer,
         limit_per_order=offer.limit_per_order,
         state=offer.state,
+        selling_policy=offer.selling_policy,
         opens_at=_text(offer.opens_at),
         closes_at=_text(offer.closes_at),
         return_policy=offer.return_policy,

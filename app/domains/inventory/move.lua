@@ -2,6 +2,7 @@
 -- and order.lua, the steps of an order.
 --   held -> released | expired | ordered | sold (an escrow's award)      ordered -> cancelled | lapsed | sold
 --   lapsed -> sold only by the late-pay rule: the money came after the deadline, and stock is left.
+--   ordered -> cancelled also when the money of a first-paid order comes and nothing is left: it goes back with the reason `sold_out`.
 -- No other step exists; asked for one, a hold answers with the state that it is in. `sold` may give units back to the shelf, once each.
 --
 -- Member: act, id, and by act:

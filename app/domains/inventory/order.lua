@@ -20,6 +20,7 @@ function act.place(member)
   if hold.state ~= 'held' then return {word = hold.state} end
   if frozen then return {word = 'frozen'} end
   local offer = offer_of(hold.offer)
+  if hold.first_paid and (not offer or offer.available < hold.quantity) then return {word = 'exhausted'} end
   if hold.policy == 'fresh_no_return' and not member.accepted then return {word = 'policy_not_accepted'} end
   hold.place_key, hold.place_digest, hold.pay_by = member.key, member.digest, now + member.ttl
   hold.placed, hold.name, hold.buyer = now, offer.name, member.name
@@ -57,7 +58,10 @@ function act.confirm(member)
   if hold.state == 'cancelled' then return refuse_payment(member, hold, 'order_cancelled') end
   local late = hold.state == 'lapsed'
   local offer = offer_of(hold.offer)
-  if late and (not offer or offer.available < hold.quantity) then return refuse_payment(member, hold, 'late_and_sold_out') end
+  if (late or hold.first_paid) and (not offer or offer.available < hold.quantity) then
+    if not late then move(member.id, hold, 'cancelled', nil, 'sold_out') end
+    return refuse_payment(member, hold, late and 'late_and_sold_out' or 'sold_out')
+  end
   hold.payment = member.payment
   move(member.id, hold, 'sold')
   tell('order.paid', {order = member.id, payment = member.payment, provider = member.provider, amount = member.amount, late = late, at = now})

@@ -2,9 +2,10 @@
 -- A hold's id is derived from its viewer and key, so the hold is its own idempotency record: it is looked for first.
 -- The order of the checks is part of the contract: repeated, key_reused, unknown, frozen, closed, not_open, order_limit, limit,
 -- exhausted, held.
+-- Of an offer that goes to who pays first nothing is set aside: the hold is the right to order it until its deadline, and says so.
 -- Escrow (prizes) has no limit, window or deadline, and may be set aside before the session is live.
 --
--- Member: id, viewer, offer, quantity, ttl ms, escrow.   Answer: word, expires (ms; 0: never), price, available, repeated.
+-- Member: id, viewer, offer, quantity, ttl ms, escrow.   Answer: word, expires (ms; 0: never), price, available, first_paid, repeated.
 settle_due()
 local frozen = redis.call('HGET', ROOM, 'frozen') == '1' or redis.call('XLEN', OUTBOX) >= tonumber(ARGV[4])
 local sessions = {}
@@ -33,7 +34,7 @@ local function repeated(hold, member)
   if hold.viewer ~= member.viewer or hold.offer ~= member.offer or hold.quantity ~= member.quantity or hold.escrow ~= member.escrow then
     return {word = 'key_reused'}
   end
-  return {word = 'held', expires = hold.expires, price = hold.price, repeated = true}
+  return {word = 'held', expires = hold.expires, price = hold.price, first_paid = hold.first_paid, repeated = true}
 end
 
 local function reserve(member)
@@ -45,18 +46,21 @@ local function reserve(member)
   local hold = {
     offer = member.offer, viewer = member.viewer, quantity = member.quantity, escrow = member.escrow, state = 'held',
     price = offer.price, version = offer.version, session = offer.session, policy = offer.policy, currency = offer.currency,
-    expires = expires, deadline = expires,
+    expires = expires, deadline = expires, first_paid = offer.selling == 'first_paid' and not member.escrow or nil,
   }
   keep(HOLDS, member.id, hold)
   keep(OFFERS, member.offer, offer)
-  offer.available, offer.held = offer.available - member.quantity, offer.held + member.quantity
+  if not hold.first_paid then offer.available, offer.held = offer.available - member.quantity, offer.held + member.quantity end
   add_count(hold, member.quantity)
   if not member.escrow then
     offer.holds = offer.holds + 1
     deadlines[member.id] = expires
-    placed[#placed + 1] = {hold = member.id, viewer = member.viewer, offer = member.offer, quantity = member.quantity, expires = expires}
+    placed[#placed + 1] = {
+      hold = member.id, viewer = member.viewer, offer = member.offer, quantity = member.quantity, expires = expires,
+      first_paid = hold.first_paid,
+    }
   end
-  return {word = 'held', expires = expires, price = offer.price, available = offer.available}
+  return {word = 'held', expires = expires, price = offer.price, available = offer.available, first_paid = hold.first_paid}
 end
 
 local answers = {}

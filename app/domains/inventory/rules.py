@@ -1,9 +1,10 @@
 """What inventory decides from values: a hold's states, the words of the scripts, and whether the books of a room add up.
 
 Invariant of every offer: total + short = available + held + ordered + sold, none below zero. `short` is what a cut of the total owes to
-promises already made; stock that comes back pays it first. A hold is in one state; `sold` and the released states never change, but a
-`lapsed` order may still become `sold` when its money comes late and stock is left. The transitions themselves are in the scripts, because
-only there are they atomic; `find_faults` checks their results without knowing how they came about.
+promises already made; stock that comes back pays it first. A `first_paid` hold is counted in none of them before it is sold. A hold is in
+one state; `sold` and the released states never change, but a `lapsed` order may still become `sold` when its money comes late and stock is
+left. The transitions themselves are in the scripts, because only there are they atomic; `find_faults` checks their results without knowing
+how they came about.
 """
 
 from collections.abc import Mapping
@@ -68,6 +69,7 @@ class Hold(Struct, frozen=True, kw_only=True):
     currency: str
     policy: str
     escrow: bool
+    first_paid: bool = False  # nothing is set aside: it takes units when it is sold
     deadline: int
     expires: int
     name: str = ""
@@ -85,6 +87,7 @@ class ReserveAnswer(Struct, frozen=True, kw_only=True):
     expires: int = 0
     price: int | None = None
     available: int | None = None
+    first_paid: bool = False
     repeated: bool = False
 
 
@@ -146,7 +149,7 @@ def find_faults(room_id: str, books: RoomBooks) -> list[str]:
     sums = {offer_id: {"held": 0, "ordered": 0, "sold": 0} for offer_id in books.offers}
     for hold in books.holds.values():
         counter = _STOCK_STATES.get(hold.state)
-        if counter and hold.offer in sums:
+        if counter and hold.offer in sums and (counter == "sold" or not hold.first_paid):
             sums[hold.offer][counter] += hold.quantity - (hold.returned if counter == "sold" else 0)
     faults = [fault for offer_id, stock in books.offers.items() for fault in _offer_faults(offer_id, stock, sums[offer_id])]
     return [f"{room_id}: {fault}" for fault in (*faults, *_deadline_faults(books), *_count_faults(books))]

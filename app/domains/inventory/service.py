@@ -86,6 +86,7 @@ async def reserve(
         hold=str(member["id"]),
         expires_at=at_text(answer.expires) if answer.expires else None,
         price_minor=answer.price,
+        set_aside=not answer.first_paid,
         repeated=answer.repeated,
     )
 
@@ -99,7 +100,7 @@ async def release(engines: Engines, *, viewer_id: str, hold_id: str) -> Released
 async def place_hold(
     engines: Engines, *, hold_id: str, viewer_id: str, buyer: str, key: str, digest: str, policy_accepted: bool, address: dict[str, Any]
 ) -> MoveAnswer:
-    """held -> ordered, with the payment deadline. Words: placed, unknown, key_reused, released, expired, frozen, policy_not_accepted."""
+    """held -> ordered, with the payment deadline. Words: those of PlaceOutcome, and key_reused."""
     return await _move(
         engines,
         hold_id,
@@ -219,6 +220,7 @@ def _offer_member(offer: Offer) -> store.Member:
         "currency": offer.currency,
         "limit": offer.limit_per_viewer,
         "order_limit": offer.limit_per_order,
+        "selling": offer.selling_policy,
         "state": offer.state,
         "policy": offer.return_policy,
         "name": offer.name,
@@ -275,7 +277,14 @@ async def take_in_holds(work: Work, entries: list[OutboxEntry]) -> None:
 def _hold_event(entry: OutboxEntry, hold: dict[str, Any]) -> Event:
     at = at_text(entry.at_ms)
     if entry.type == "hold.placed":
-        return HoldPlaced(at=at, hold=hold["hold"], offer=hold["offer"], quantity=hold["quantity"], expires_at=at_text(hold["expires"]))
+        return HoldPlaced(
+            at=at,
+            hold=hold["hold"],
+            offer=hold["offer"],
+            quantity=hold["quantity"],
+            expires_at=at_text(hold["expires"]),
+            set_aside=not hold.get("first_paid", False),
+        )
     return HoldEnded(at=at, hold=hold["hold"], offer=hold["offer"], outcome=hold["outcome"])
 
 

@@ -1,9 +1,15 @@
 -- The second part of every sales script, after sales.lua, which states KEYS and ARGV: how units move. A hold's state, its offer's counters,
 -- its viewer's count, its deadline and the outbox entry change together here and nowhere else.
 -- Of each offer: total + short = available + held + ordered + sold. `short` is what a cut of the total owes to promises already made.
+-- A hold of an offer that goes to who pays first (`first_paid`) takes no unit before it is sold, and counts towards its viewer's limit.
 local BUCKET = {held = 'held', ordered = 'ordered', sold = 'sold'}  -- the counter of a state; the other states hold no stock
 
 local function is_due(hold) return hold.deadline > 0 and hold.deadline <= now end
+
+local function bucket(hold, state)
+  if hold.first_paid and state ~= 'sold' then return nil end
+  return BUCKET[state]
+end
 
 local function add_count(hold, units)
   if hold.escrow then return end
@@ -17,18 +23,19 @@ local function give(offer, units)  -- back to the shelf; what is owed comes firs
   offer.available = offer.available + units - owed
 end
 
-local function move(id, hold, to, deadline)
-  local offer, from, into = offer_of(hold.offer), BUCKET[hold.state], BUCKET[to]
-  if offer then
+local function move(id, hold, to, deadline, reason)
+  local offer, from, into = offer_of(hold.offer), bucket(hold, hold.state), bucket(hold, to)
+  if offer and (from or into) then
     if from then offer[from] = offer[from] - hold.quantity else offer.available = offer.available - hold.quantity end
     if into then offer[into] = offer[into] + hold.quantity else give(offer, hold.quantity) end
     keep(OFFERS, hold.offer, offer)
   end
-  if from and not into then add_count(hold, -hold.quantity) elseif into and not from then add_count(hold, hold.quantity) end
+  if BUCKET[hold.state] and not BUCKET[to] then add_count(hold, -hold.quantity)
+  elseif BUCKET[to] and not BUCKET[hold.state] then add_count(hold, hold.quantity) end
   if to == 'released' or to == 'expired' then
     ended[#ended + 1] = {hold = id, viewer = hold.viewer, offer = hold.offer, outcome = to}
   elseif to == 'cancelled' or to == 'lapsed' then
-    tell('order.ended', {order = id, viewer = hold.viewer, outcome = to == 'lapsed' and 'expired' or to})
+    tell('order.ended', {order = id, viewer = hold.viewer, outcome = to == 'lapsed' and 'expired' or to, reason = reason})
   end
   hold.state, hold.deadline = to, deadline or 0
   deadlines[id] = deadline or false

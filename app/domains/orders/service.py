@@ -307,10 +307,12 @@ def _emit_paid(work: Work, order: Order) -> None:
 
 
 async def take_in_ended(work: Work, entries: list[OutboxEntry]) -> None:
-    """Cancelled by the viewer, or not paid in time."""
+    """Cancelled by the viewer, not paid in time, or paid when nothing was left: then the entry has a reason."""
+    reasons = {entry.data["order"]: entry.data["reason"] for entry in entries if "reason" in entry.data}
     for state in (OrderState.CANCELLED, OrderState.EXPIRED):
         ids = [entry.data["order"] for entry in entries if entry.data["outcome"] == state]
         for order in await store.end_orders(work.session, ids, state) if ids else ():
+            order.reason = reasons.get(order.id, order.reason)
             emit_changed(work, order)
 
 

@@ -10,7 +10,7 @@ from app.core.caller import Caller
 from app.core.errors import AppError
 from app.core.ids import room_of
 from app.core.money import AMOUNT_MINOR_MAX
-from app.domains.catalogue.rules import LIMIT_UNITS_MAX, STOCK_MAX, ReturnPolicy
+from app.domains.catalogue.rules import LIMIT_UNITS_MAX, STOCK_MAX, ReturnPolicy, SellingPolicy
 from app.domains.catalogue.tables import Offer
 from app.domains.rooms import service
 from app.domains.rooms.rules import CUES_MAX, CueKind
@@ -61,6 +61,9 @@ class OfferIn(BaseModel):
     opens_at: AwareDatetime | None = Field(None, description="start of the flash sale; left out: as soon as the session is live")
     closes_at: AwareDatetime | None = None
     return_policy: ReturnPolicy | None = None
+    selling_policy: SellingPolicy = Field(
+        SellingPolicy.HOLD, description="`hold`: set aside until a deadline; `first_paid`: who pays first"
+    )
     price_min_minor: Price | None = Field(None, description="the limits within which the host may set the price; null: none")
     price_max_minor: Price | None = None
 
@@ -103,6 +106,7 @@ class OfferOut(BaseModel):
     opens_at: datetime | None
     closes_at: datetime | None
     return_policy: str
+    selling_policy: str
     state: str = Field(examples=["listed"], description="`listed`, `paused` or `withdrawn`")
     position: int
     version: int

@@ -31,6 +31,7 @@ SOUND = OfferTerms(
     opens_at=NOW,
     closes_at=NOW + timedelta(minutes=5),
     return_policy="no_reason_7_days",
+    selling_policy="hold",
 )
 
 
@@ -82,6 +83,7 @@ def test_sound_terms_have_no_problem() -> None:
         ({"price_max_minor": 1989}, ["price_minor"]),
         ({"closes_at": NOW}, ["closes_at"]),
         ({"return_policy": "never"}, ["return_policy"]),
+        ({"selling_policy": "auction"}, ["selling_policy"]),
     ],
 )
 def test_problems_name_their_fields(changes: dict[str, object], names: list[str]) -> None:

@@ -157,6 +157,40 @@ async def test_late_money_buys_what_is_left_and_goes_back_otherwise(shelf: Shelf
     assert await audit_stock(engines, ["room1"]) == []
 
 
+async def test_of_a_first_paid_offer_who_pays_first_gets_it(shelf: Shelf, engines: Engines, runtime: TestRuntime) -> None:
+    offer = await shelf.offer(total=1, limit=1, selling_policy="first_paid")
+    held = [await shelf.reserve(offer, viewer) for viewer in ("lin", "mei", "hua", "lin")]
+    again = await shelf.reserve(offer)
+    assert [(answer.outcome, answer.set_aside) for answer in [*held[:3], again]] == [("held", False)] * 4
+    assert (await shelf.reserve(offer, key="k2")).outcome == "limit"
+    assert (await inventory.stock_reading(engines, "room1"))[offer] == 1
+    for answer, viewer in zip(held[:2], ("lin", "mei"), strict=False):
+        assert (await shelf.place(answer.hold or "", viewer)).outcome == "placed"
+    requests = [("mei", held[1].hold or ""), ("lin", held[0].hold or "")]
+    attempts = [
+        (await payments.pay(engines, viewer_id=viewer, request=OrderPay(order=order, key="m1"))).payment or "" for viewer, order in requests
+    ]
+    assert [await notify(engines, runtime, attempt) for attempt in [*attempts, *attempts]] == ["paid", "sold_out", "paid", "sold_out"]
+    assert (await shelf.place(held[2].hold or "", "hua")).outcome == "exhausted"
+    assert (await shelf.reserve(offer, "bo")).outcome == "exhausted"
+    await shelf.intake()
+    refunded = await orders.find_order(engines, held[0].hold or "", "lin")
+    assert refunded
+    assert (refunded.state, refunded.refunded_minor, refunded.reason) == ("cancelled", 1990, "sold_out")
+    assert await balance(engines, "room:room1") == 1990
+    stock = (await inventory.read_stock(engines, "room1"))[offer]
+    assert (stock.available, stock.held, stock.ordered, stock.sold) == (0, 0, 0, 1)
+    runtime.advance(900_000)
+    await inventory.expire_sales(engines)
+    assert (await inventory.stock_reading(engines, "room1"))[offer] == 0  # what was never taken does not come back
+    told, _ = await engines.streams.history(user_channel("hua"))
+    assert [getattr(decode_event(row.data), "set_aside", None) for row in told] == [False]
+    assert await audit_stock(engines, ["room1"], after_intake=False) == []
+    await shelf.intake()
+    assert await audit_stock(engines, ["room1"]) == []
+    assert await orders.reconcile(engines) == []
+
+
 async def test_money_for_a_cancelled_order_and_a_second_payment_go_back(shelf: Shelf, engines: Engines, runtime: TestRuntime) -> None:
     offer = await shelf.offer(total=2)
     twice, cancelled = await shelf.order(offer), await shelf.order(offer, key="k2")

@@ -1,6 +1,6 @@
 """Do the books of sales add up? Reads raw records from both engines; knows nothing of the scripts that wrote them.
 
-total + short = available + held + ordered + sold          of every offer, none below zero
+total + short = available + held + ordered + sold          of every offer, none below zero; a first-paid hold takes units when it is sold
 the counters are the sums over the holds' records          each hold in one known state
 a deadline for every open hold, and for nothing else       a viewer's count is what they hold, ordered and bought
 orders in SQL <-> holds ordered or sold, one to one        offers.sold = units of paid orders, less what was returned
@@ -60,7 +60,8 @@ def _sums(offers: dict[str, Any], holds: dict[str, Any]) -> list[str]:
     for hold_id, hold in holds.items():
         if hold["state"] not in STATES:
             problems.append(f"hold {hold_id} is in no known state: {hold['state']}")
-        units[hold["offer"], hold["state"]] += hold["quantity"] - hold.get("returned", 0)
+        if hold["state"] == "sold" or not hold.get("first_paid"):
+            units[hold["offer"], hold["state"]] += hold["quantity"] - hold.get("returned", 0)
     for offer_id, offer in offers.items():
         if min(offer[name] for name in ("available", "held", "ordered", "sold", "short")) < 0:
             problems.append(f"offer {offer_id} has a counter below zero: {offer}")

@@ -110,6 +110,7 @@ function offerCard(context, offer) {
     [t("shelf.sold"), whole(offer.sold)],
     offer.limit_per_viewer > 0 && [t("shelf.limit"), whole(offer.limit_per_viewer)],
     offer.limit_per_order > 0 && [t("shelf.order_limit"), whole(offer.limit_per_order)],
+    offer.selling_policy !== "hold" && [t("shelf.selling"), t(`shelf.selling_${offer.selling_policy}`)],
   ].filter(Boolean);
   const node = el(
     "li",
@@ -303,6 +304,15 @@ const offerControls = () => [
     max: 999,
     value: 0,
     hint: t("shelf.limit_hint"),
+  },
+  {
+    name: "selling_policy",
+    label: t("shelf.selling"),
+    type: "select",
+    options: [
+      ["hold", t("shelf.selling_hold")],
+      ["first_paid", t("shelf.selling_first_paid")],
+    ],
   },
 ];
 

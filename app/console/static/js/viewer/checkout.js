@@ -112,7 +112,7 @@ function openPurchase(context, offer, ended) {
   }
 
   function askAddress() {
-    draw("address", countdown(t("buy.held_for"), purchase.until), addressForm(offer, purchase, place));
+    draw("address", countdown(t(offer.selling_policy === "first_paid" ? "buy.order_within" : "buy.held_for"), purchase.until), addressForm(offer, purchase, place));
   }
 
   async function place(address, button) {
@@ -303,7 +303,7 @@ function quantityForm(context, offer, purchase, reserve) {
     offer.limit_per_order > 0 && el("p", { class: "small-text muted" }, t("buy.order_limit", { n: offer.limit_per_order })),
     el("p", { class: "sum" }, el("span", {}, t("buy.total")), total),
     submit,
-    el("p", { class: "small-text muted" }, t("buy.hold_hint")),
+    el("p", { class: "small-text muted" }, t(offer.selling_policy === "first_paid" ? "buy.first_paid_hint" : "buy.hold_hint")),
   );
 }
 
