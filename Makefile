@@ -11,8 +11,9 @@ PORT ?= 8000
 WORKERS ?= 2
 INPUTS ?= 1000000
 SEED ?= 1
+OPERATIONS ?= 1000000
 
-.PHONY: help install up test test-fast lint format load fuzz bench lock reference migration browser sdk clean
+.PHONY: help install up test test-fast lint format load fuzz torture bench lock reference migration browser sdk clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -50,6 +51,9 @@ load: install ## A small load test against a product of its own, then the audit 
 
 fuzz: install ## A million wrong inputs to codecs, frames, sessions and sockets (INPUTS=, SEED=)
 	$(BIN)/python -m tests.fuzz --inputs $(INPUTS) --seed $(SEED)
+
+torture: install ## A million random operations while every process is killed, then the books (OPERATIONS=, SEED=, ARGS="--kill-every-s 4")
+	$(BIN)/python -m loadtests.torture --operations $(OPERATIONS) --seed $(SEED) $(ARGS)
 
 bench: install ## Jishi beside other servers, as ratios (ARGS="--only storm"; ARGS=--help)
 	$(BIN)/python -m loadtests.bench $(ARGS)

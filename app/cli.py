@@ -39,6 +39,7 @@ def up(
     port: Annotated[int | None, typer.Option(help="Where to listen. [default: 8000]", min=0, max=65535, show_default=False)] = None,
     data_dir: DataDir = DATA_DIR,
     web: Annotated[int, typer.Option(help="Web processes; 0: one a processor, at most four.", min=0, max=64)] = 0,
+    workers: Annotated[int, typer.Option(help="Worker processes: they share the rooms.", min=1, max=64)] = 1,
     no_demo: Annotated[bool, typer.Option("--no-demo", help="Start with an empty product.")] = False,
 ) -> None:
     """Start the whole product on this machine, with its engines, and keep it running."""
@@ -48,7 +49,7 @@ def up(
 
     settings = _read_settings(data_dir, **({} if port is None else {"port": port}))
     count = web or max(1, min(4, os.cpu_count() or 1))
-    Supervisor(settings, data_dir.resolve(), count, with_demo=not no_demo, console=Console()).run()
+    Supervisor(settings, data_dir.resolve(), count, with_demo=not no_demo, console=Console(), worker_count=workers).run()
 
 
 @app.command()

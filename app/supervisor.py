@@ -1,4 +1,4 @@
-"""`jishi up`: the whole product on one machine. Starts engines, migrations, a worker, web processes and the demo, and keeps them alive.
+"""`jishi up`: the whole product on one machine. Starts engines, migrations, workers, web processes and the demo, and keeps them alive.
 
 Invariants
 - What dies is started again with the same address: engines keep their sockets, and each web process gets back its listening socket,
@@ -115,6 +115,7 @@ class Supervisor:
     web_count: int
     with_demo: bool
     console: Console
+    worker_count: int = 1
     engines: list[Engine] = field(default_factory=list[Engine])
     children: list[Child] = field(default_factory=list[Child])  # in the order in which they stop
     sockets: list[socket.socket] = field(default_factory=list[socket.socket])
@@ -181,11 +182,11 @@ class Supervisor:
         if self.stop_asked:
             return
         prepare_schema(environment["DATABASE_URL"])
-        worker = self._python("worker", ["-m", "app.cli", "worker"], environment)
+        workers = [self._python(f"worker {number}", ["-m", "app.cli", "worker"], environment) for number in range(1, self.worker_count + 1)]
         webs = [self._web(number, listener, environment) for number, listener in enumerate(self.sockets, 1)]
         engines = [Child(engine.name, engine.spawn, process=engine.process, started_s=time.monotonic()) for engine in self.engines]
-        self.children = [*webs, worker, *engines]
-        for child in (*webs, worker):
+        self.children = [*webs, *workers, *engines]
+        for child in (*webs, *workers):
             child.start()
         self._await_ready()
         if self.stop_asked:

@@ -1,0 +1,43 @@
+"""The tester of `make torture` notices what it is there to notice."""
+
+import pytest
+
+from loadtests.torture.book import Book, Purchase
+
+HELD = {"outcome": "held", "hold": "r-1", "expires_at": "t", "price_minor": 5}
+
+
+def purchase_held() -> tuple[Book, Purchase]:
+    book, purchase = Book(), Purchase("lin", "r-o", 1, "k")
+    book.held(purchase, HELD)
+    return book, purchase
+
+
+def test_the_tester_notices_a_hold_that_was_made_again() -> None:
+    book, purchase = purchase_held()
+    book.held(purchase, HELD | {"repeated": True})
+    assert (book.lost, book.duplicates) == ([], [])
+    book.held(purchase, HELD)
+    book.held(purchase, HELD | {"repeated": True, "expires_at": "later"})
+    book.held(purchase, HELD | {"repeated": True, "hold": "r-2"})
+    assert (len(book.lost), len(book.duplicates)) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("answers", "is_possible"),
+    [
+        ([("order.place", "placed"), ("order.cancel", "cancelled"), ("order.get", "cancelled")], True),
+        ([("order.place", "placed"), ("order.cancel", "cancelled"), ("order.get", "paid")], False),
+        ([("order.place", "placed"), ("order.get", "expired"), ("order.get", "paid")], True),
+        ([("order.place", "placed"), ("order.get", "paid"), ("order.cancel", "expired")], False),
+        ([("inventory.release", "released"), ("order.place", "placed")], False),
+        ([("inventory.release", "unknown")], False),
+    ],
+)
+def test_the_tester_notices_an_answer_that_takes_back_another(answers: list[tuple[str, str]], is_possible: bool) -> None:
+    book, purchase = purchase_held()
+    for method, outcome in answers:
+        book.says(purchase, method, outcome)
+        if outcome == "placed":
+            book.placed(purchase, {"amount_minor": 5, "pay_by": "t"})
+    assert (book.lost == []) is is_possible
