@@ -27,8 +27,11 @@ app = typer.Typer(
 )
 room_app = typer.Typer(help="Rooms.", no_args_is_help=True)
 app.add_typer(room_app, name="room")
+letters_app = typer.Typer(help="What was set aside because it kept failing.", no_args_is_help=True)
+app.add_typer(letters_app, name="dead-letters")
 
 DataDir = Annotated[Path, typer.Option("--data-dir", envvar="JISHI_DATA_DIR", help="Where the product keeps its data and run.json.")]
+LetterId = Annotated[int, typer.Argument(help="Its id, from `list`.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")]
 DATA_DIR = Path(".jishi")
 TTL_S_MAX = 10 * 366 * 86400  # a token cannot be taken back: one that outlives the product helps nobody
@@ -162,6 +165,60 @@ def reconcile(data_dir: DataDir = DATA_DIR) -> None:
     if differences:
         raise typer.Exit(1)
     typer.echo("both engines agree")
+
+
+@letters_app.command("list")
+def list_letters(
+    room: Annotated[str | None, typer.Option(help="Only of this room.")] = None, as_json: AsJson = False, data_dir: DataDir = DATA_DIR
+) -> None:
+    """List them, the oldest first: id, time, room, type, what it failed of."""
+    from app import desk
+
+    letters = desk.list_letters(find_product(_read_settings(data_dir)), room)
+    if as_json:
+        typer.echo(json.dumps(letters, ensure_ascii=False))
+        return
+    for letter in letters:
+        typer.echo("  ".join(str(letter[name]) for name in ("id", "at", "room", "source", "type", "error")))
+    typer.echo(f"{len(letters)} dead letters" if letters else "no dead letters")
+
+
+@letters_app.command("show")
+def show_letter(letter: LetterId, data_dir: DataDir = DATA_DIR) -> None:
+    """Print all that is known of one, as JSON."""
+    from app import desk
+
+    typer.echo(json.dumps(desk.show_letter(find_product(_read_settings(data_dir)), letter), ensure_ascii=False, indent=2))
+
+
+@letters_app.command("retry")
+def retry_letters(
+    letters: Annotated[list[int] | None, typer.Argument(help="Their ids.")] = None,
+    all_letters: Annotated[bool, typer.Option("--all", help="Every one, the oldest first.")] = False,
+    data_dir: DataDir = DATA_DIR,
+) -> None:
+    """Try again what was set aside: after the cause was mended. Exit code 1 when one still fails; it is kept then."""
+    from app import desk
+
+    if bool(letters) == all_letters:
+        raise typer.BadParameter("name the letters, or say --all")
+    settings = find_product(_read_settings(data_dir))
+    results = desk.retry_letters(settings, letters or [letter["id"] for letter in desk.list_letters(settings, None)])
+    for letter, problem in results:
+        typer.echo(f"{letter}: {'still fails: ' + problem if problem else 'done'}")
+    if any(problem for _, problem in results):
+        raise typer.Exit(1)
+
+
+@letters_app.command("drop")
+def drop_letter(
+    letter: LetterId, reason: Annotated[str, typer.Option(help="Why, for the room's audit log.")], data_dir: DataDir = DATA_DIR
+) -> None:
+    """Throw one away for good. Its content goes into the room's audit log."""
+    from app import desk
+
+    desk.drop_letter(find_product(_read_settings(data_dir)), letter, reason)
+    typer.echo(f"{letter}: dropped")
 
 
 @app.command()

@@ -1,9 +1,10 @@
-"""What the command line does in a running product: open a room, read a report, compare the engines.
+"""What the command line does in a running product: open a room, read a report, compare the engines, see to dead letters.
 
 Each call connects to the engines, does one thing and disconnects. Apart from cli.py, so that commands which need no engine load none.
 """
 
 import asyncio
+import json
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,7 +20,9 @@ from app.domains.analytics import service as analytics
 from app.domains.catalogue.service import OfferDraft
 from app.domains.orders import service as orders
 from app.domains.rooms import service as rooms
-from app.storage.work import Engines, Work
+from app.storage import dead_letters
+from app.storage.tables import DeadLetter
+from app.storage.work import Engines, Work, is_away
 
 Result = TypeVar("Result")
 
@@ -52,6 +55,56 @@ def report(settings: Settings, session_id: str) -> dict[str, Any]:
 def reconcile(settings: Settings) -> list[str]:
     """What differs between the engines, one sentence each."""
     return _with_engines(settings, orders.reconcile)
+
+
+def list_letters(settings: Settings, room_id: str | None) -> list[dict[str, Any]]:
+    async def run(engines: Engines) -> list[dict[str, Any]]:
+        async with engines.sql.read() as session:
+            return [_letter(letter) for letter in await dead_letters.list_letters(session, room_id)]
+
+    return _with_engines(settings, run)
+
+
+def show_letter(settings: Settings, letter_id: int) -> dict[str, Any]:
+    async def run(engines: Engines) -> dict[str, Any]:
+        async with engines.sql.read() as session:
+            letter = await dead_letters.get_letter(session, letter_id)
+            return _letter(letter) | {"entry": letter.entry, "channels": letter.channels, "payload": json.loads(letter.payload)}
+
+    return _with_engines(settings, run)
+
+
+def retry_letters(settings: Settings, letter_ids: Sequence[int]) -> list[tuple[int, str]]:
+    """Each in a transaction of its own; with what it failed of, empty when it had its effect."""
+
+    async def run(engines: Engines) -> list[tuple[int, str]]:
+        return [(letter_id, await _retry(engines, letter_id)) for letter_id in letter_ids]
+
+    return _with_engines(settings, run)
+
+
+async def _retry(engines: Engines, letter_id: int) -> str:
+    try:
+        async with engines.work() as work:
+            await dead_letters.retry_letter(work, letter_id)
+    except Exception as failure:  # whatever its handler found wrong is what the operator wants to read; the letter is still there
+        if is_away(failure):
+            raise
+        return str(failure) or type(failure).__name__
+    return ""
+
+
+def drop_letter(settings: Settings, letter_id: int, reason: str) -> None:
+    async def run(engines: Engines) -> None:
+        async with engines.work() as work:
+            await dead_letters.drop_letter(work, letter_id, reason)
+
+    return _with_engines(settings, run)
+
+
+def _letter(letter: DeadLetter) -> dict[str, Any]:
+    row = {"id": letter.id, "at": letter.at.isoformat(), "room": letter.room_id, "source": letter.source, "type": letter.type}
+    return row | {"error": letter.error}
 
 
 async def _open_room(work: Work, title: str, drafts: Sequence[OfferDraft]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 
 from app.composition import build_registry
+from app.core.ids import derived_tail
 from app.core.metrics import LOOP_FAILURES, LOOP_RUNS
 from app.core.runtime import Runtime
 from app.core.settings import Settings
@@ -23,22 +24,24 @@ from app.domains.analytics.service import push_figures, refresh_reports, sample_
 from app.domains.chat.service import archive_chat, prune_keys
 from app.domains.envelopes.service import end_due_envelopes
 from app.domains.integrations.service import deliver_webhooks, expire_webhook_deliveries
-from app.domains.inventory.service import expire_sales
+from app.domains.inventory.service import expire_sales, forget_hold_notes
 from app.domains.lottery.service import close_due_draws
 from app.domains.orders.payments import settle_sandbox_payments
 from app.domains.rooms.service import pulse_rooms
 from app.rest.idempotency import expire_idempotency_records
 from app.storage.announcements import announce_room
 from app.storage.durability import watch_durability
-from app.storage.intake import list_rooms, outbox_key, take_in_room
+from app.storage.intake import find_waiting, list_rooms, take_in_room
+from app.storage.redis import engine_now_ms
 from app.storage.work import Engines, rooms_to_announce
 
 BACK_OFF_S_MAX = 15.0
 PASS_S_MAX = 60.0  # an engine that never answers ends a pass; the next one starts afresh
 STOP_S_MAX = 10.0
 ROOMS_AT_ONCE = 16
-INTAKE_BATCHES_MAX = 20  # of one room in one pass: a flooded room does not starve the others
+INTAKE_ROUNDS_MAX = 20  # in one pass: then it is looked again which rooms are ours
 LEASE_PREFIX = "jishi:lease:intake:"
+WORKERS_KEY = "jishi:workers"  # sorted set: who takes in, until when that is sure (ms by the engine's clock)
 
 log = structlog.get_logger()
 
@@ -56,44 +59,75 @@ class Loop:
 class RoomLeases:
     """Which rooms this worker takes in. Leases only spare several workers the same reads: two on one room are slower, never wrong.
 
-    Kept in memory for a third of their time, so a pass over rooms that are all ours, or all another's, costs no command.
+    Workers know of each other by `WORKERS_KEY`, and a room belongs to the one whose hash with it is highest, so they share the rooms
+    evenly, and one that comes or goes moves no more than its part. What is known is kept in memory for a quarter of `room_lease_s`, so a
+    pass costs no command; a worker is taken for dead after two such quarters, and its leases end after three: within `room_lease_s`
+    another has its rooms.
     """
 
     owner: str
     held: dict[str, float] = field(default_factory=dict[str, float])  # room -> when to look again, ours
     foreign: dict[str, float] = field(default_factory=dict[str, float])  # room -> when to look again, another's
+    workers: list[str] = field(default_factory=list[str])
+    workers_until: float = 0.0  # when to look again who is there
 
     async def ours(self, engines: Engines, rooms: list[str]) -> list[str]:
-        now = asyncio.get_running_loop().time()
+        now, quarter_ms = asyncio.get_running_loop().time(), engines.settings.room_lease_s * 250
+        if self.workers_until <= now:
+            await self._meet(engines, quarter_ms * 2)
+            self.workers_until = now + quarter_ms / 1000
+            listed = set(rooms)
+            for known in (self.held, self.foreign):
+                for room in known.keys() - listed:
+                    del known[room]
         unsure = [room for room in rooms if max(self.held.get(room, 0.0), self.foreign.get(room, 0.0)) <= now]
         if unsure:
-            await self._ask(engines, unsure, now)
+            await self._ask(engines, unsure, quarter_ms * 3)
+            for room in unsure:
+                (self.held if room in self.held else self.foreign)[room] = now + quarter_ms / 1000
         return [room for room in rooms if room in self.held]
 
-    async def _ask(self, engines: Engines, rooms: list[str], now: float) -> None:
-        ttl_ms = engines.settings.room_lease_s * 1000
+    async def _meet(self, engines: Engines, ttl_ms: int) -> None:
+        """Says that this worker is there, and hears who else is."""
+        now_ms = await engine_now_ms(engines.sales)
+        async with engines.sales.pipeline(transaction=True) as pipe:
+            pipe.zadd(WORKERS_KEY, {self.owner: now_ms + ttl_ms})
+            pipe.zremrangebyscore(WORKERS_KEY, "-inf", now_ms)
+            pipe.zrange(WORKERS_KEY, 0, -1)
+            *_, members = await pipe.execute()
+        self.workers = [member.decode() for member in members]
+
+    async def _ask(self, engines: Engines, rooms: list[str], ttl_ms: int) -> None:
+        """Takes or renews the leases of rooms that are this worker's, and gives up those that are no longer."""
+        mine = [room for room in rooms if self._is_mine(room)]
+        await self._let_go(engines, [room for room in rooms if room in self.held and room not in mine])
         async with engines.sales.pipeline(transaction=False) as pipe:
-            for room in rooms:
+            for room in mine:
                 pipe.set(LEASE_PREFIX + room, self.owner, nx=True, px=ttl_ms)
                 pipe.get(LEASE_PREFIX + room)
-            answers = await pipe.execute()
-        owned = [room for room, owner in zip(rooms, answers[1::2], strict=True) if owner == self.owner.encode()]
-        if owned:
-            async with engines.sales.pipeline(transaction=False) as pipe:
-                for room in owned:
-                    pipe.pexpire(LEASE_PREFIX + room, ttl_ms)
-                await pipe.execute()
-        again = now + ttl_ms / 3000
+            answers = await pipe.execute() if mine else []
+        owned = [room for room, owner in zip(mine, answers[1::2], strict=True) if owner == self.owner.encode()]
+        async with engines.sales.pipeline(transaction=False) as pipe:
+            for room in owned:
+                pipe.pexpire(LEASE_PREFIX + room, ttl_ms)
+            await pipe.execute()
         for room in rooms:
             self.held.pop(room, None)
             self.foreign.pop(room, None)
-            (self.held if room in owned else self.foreign)[room] = again
+        self.held.update(dict.fromkeys(owned, 0.0))
+
+    def _is_mine(self, room: str) -> bool:
+        return max(self.workers, key=lambda worker: derived_tail(worker, room), default=self.owner) == self.owner
+
+    async def _let_go(self, engines: Engines, rooms: list[str]) -> None:
+        mine = [room for room in rooms if await engines.sales.get(LEASE_PREFIX + room) == self.owner.encode()]
+        for room in mine:
+            await engines.sales.delete(LEASE_PREFIX + room)
 
     async def release(self, engines: Engines) -> None:
-        """On a clean stop, so that another worker goes on at once."""
-        mine = [room for room in self.held if await engines.sales.get(LEASE_PREFIX + room) == self.owner.encode()]
-        if mine:
-            await engines.sales.delete(*[LEASE_PREFIX + room for room in mine])
+        """On a clean stop, so that others go on at once."""
+        await engines.sales.zrem(WORKERS_KEY, self.owner)
+        await self._let_go(engines, list(self.held))
         self.held.clear()
 
 
@@ -104,26 +138,26 @@ async def announce(engines: Engines) -> None:
 
 
 async def take_in(engines: Engines, leases: RoomLeases) -> None:
-    """One pass over the rooms of this worker that have entries."""
+    """One pass over the rooms of this worker that have entries: a batch of each, whoever has waited longest first, then the next round.
+    So a flooded room costs the others the time of one batch."""
     rooms = await leases.ours(engines, await list_rooms(engines))
-    if not rooms:
-        return
-    async with engines.sales.pipeline(transaction=False) as pipe:
-        for room in rooms:
-            pipe.xlen(outbox_key(room))
-        lengths = await pipe.execute()
     at_once = asyncio.Semaphore(ROOMS_AT_ONCE)
 
-    async def one(room_id: str) -> None:
+    async def one(room_id: str) -> int:
         async with at_once:
-            for _ in range(INTAKE_BATCHES_MAX):
-                if await take_in_room(engines, room_id) < engines.settings.intake_batch_max:
-                    return
+            return await take_in_room(engines, room_id)
 
-    results = await asyncio.gather(*[one(room) for room, length in zip(rooms, lengths, strict=True) if length], return_exceptions=True)
-    failures = [result for result in results if isinstance(result, BaseException)]
-    if failures:
-        raise failures[0]  # after the other rooms had their turn
+    for _ in range(INTAKE_ROUNDS_MAX):
+        rooms = await find_waiting(engines, rooms)
+        results = await asyncio.gather(*[one(room) for room in rooms], return_exceptions=True)
+        failures = [result for result in results if isinstance(result, BaseException)]
+        if failures and len(failures) == len(results):
+            raise failures[0]
+        for failure in failures:  # one room's trouble must not make the others wait for the loop's back-off
+            log.warning("a room was not taken in", error=repr(failure))
+        rooms = [room for room, taken in zip(rooms, results, strict=True) if taken == engines.settings.intake_batch_max]
+        if not rooms:
+            return
 
 
 # Other domains add their lines here: what falls due, what is projected, what is cleaned up.
@@ -141,6 +175,7 @@ LOOPS: tuple[Loop, ...] = (
     Loop("prune_chat_keys", prune_keys, 600_000),
     Loop("deliver_webhooks", deliver_webhooks, 1000),
     Loop("expire_webhook_deliveries", expire_webhook_deliveries, 600_000),
+    Loop("forget_hold_notes", forget_hold_notes, 60_000),
     Loop("expire_idempotency_records", expire_idempotency_records, 60_000),
     Loop("watch_durability", watch_durability, 60_000),
 )

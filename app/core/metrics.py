@@ -46,7 +46,12 @@ OUTCOMES = Counter("jishi_outcomes_total", "Outcome words of commands", ["method
 # worker
 INTAKE_ENTRIES = Counter("jishi_intake_entries_total", "Outbox entries taken into SQL", ["type"])
 INTAKE_LAG_SECONDS = Gauge(
-    "jishi_intake_lag_seconds", "Age of the oldest entry that was not in SQL at the last look", multiprocess_mode="livemax"
+    "jishi_intake_lag_seconds", "Age of the oldest outbox entry that was not in SQL at the last look; 0: none", multiprocess_mode="livemax"
+)
+INTAKE_WAITING_ENTRIES = Gauge(
+    "jishi_intake_waiting_entries",
+    "Outbox entries of this worker's rooms that were not in SQL at the last look",
+    multiprocess_mode="livesum",
 )
 DEAD_LETTERS = Counter("jishi_dead_letters_total", "Entries set aside after repeated failure", ["source"])
 LOOP_FAILURES = Counter("jishi_loop_failures_total", "Runs of a worker loop that raised", ["loop"])

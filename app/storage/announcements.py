@@ -109,6 +109,7 @@ async def _note_failure(engines: Engines, room_id: str, failure: Exception) -> b
                 payload=row.payload,
                 error=repr(failure)[:2000],
                 at=engines.runtime.now(),
+                channels=row.channels,
             )
         )
         await session.delete(row)

@@ -15,15 +15,21 @@ from typing import Any, cast
 
 import msgspec
 import structlog
+from redis.exceptions import RedisError
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 
-from app.core.metrics import DEAD_LETTERS, INTAKE_ENTRIES, INTAKE_LAG_SECONDS
+from app.core.errors import AppError
+from app.core.metrics import DEAD_LETTERS, INTAKE_ENTRIES, INTAKE_LAG_SECONDS, INTAKE_WAITING_ENTRIES
+from app.core.runtime import at_text
+from app.protocol.channels import staff_channel
+from app.protocol.events import AlertRaised, encode_event
 from app.storage.redis import epoch_ms
 from app.storage.tables import DeadLetter, IntakeProgress
 from app.storage.work import Engines, Work, is_away
 
 ROOMS_KEY = "jishi:rooms"  # rooms that have stock, draws or envelopes: where intake and expiry look
+ALARM_PARTS = 5  # the team is warned when a fifth of `outbox_entries_max` waits: there are minutes left to act
 CLAIM_MS_MIN = 3_600_000  # how long who registers a room has to write its first key
 
 log = structlog.get_logger()
@@ -69,13 +75,47 @@ async def list_rooms(engines: Engines) -> list[str]:
     return sorted(member.decode() for member in members)
 
 
+async def find_waiting(engines: Engines, rooms: Sequence[str]) -> list[str]:
+    """Those of the rooms whose outbox holds entries, the oldest entry first. Notes in the metrics how far SQL lags, and warns in time."""
+    async with engines.sales.pipeline(transaction=False) as pipe:
+        pipe.time()
+        for room_id in rooms:
+            pipe.xlen(outbox_key(room_id))
+        (seconds, microseconds), *lengths = await pipe.execute()
+    waiting = {room_id: length for room_id, length in zip(rooms, lengths, strict=True) if length}
+    async with engines.sales.pipeline(transaction=False) as pipe:
+        for room_id in waiting:
+            pipe.xrange(outbox_key(room_id), count=1)
+        heads = await pipe.execute()
+    since = {room_id: _order(head[0][0].decode())[0] for room_id, head in zip(waiting, heads, strict=True) if head}
+    INTAKE_LAG_SECONDS.set(max(0, epoch_ms(seconds, microseconds) - min(since.values())) / 1000 if since else 0)
+    INTAKE_WAITING_ENTRIES.set(sum(waiting.values()))
+    for room_id, length in waiting.items():
+        if length * ALARM_PARTS >= engines.settings.outbox_entries_max:
+            await _raise_alarm(engines, room_id, length)
+    return sorted(since, key=since.__getitem__)
+
+
+async def _raise_alarm(engines: Engines, room_id: str, length: int) -> None:
+    """To the team beside SQL, which is probably what is away; at most once an hour."""
+    limit = engines.settings.outbox_entries_max
+    log.error("outbox is filling", room=room_id, entries=length, entries_max=limit)
+    text = (
+        f"{length} sales wait to be written to the books; at {limit} new holds and orders are refused: see to the database and the workers"
+    )
+    alert = AlertRaised(at=at_text(engines.runtime.now_ms()), word="outbox_filling", text=text)
+    try:
+        await engines.streams.publish(staff_channel(room_id), encode_event(alert), once=f"outbox_filling:{room_id}")
+    except (RedisError, OSError, AppError) as failure:
+        log.warning("alarm not published", room=room_id, error=type(failure).__name__)
+
+
 async def take_in_room(engines: Engines, room_id: str) -> int:
     """Takes in one batch of a room. The number of entries read; fewer than `intake_batch_max` means the outbox is empty now."""
     rows = cast("list[Any]", await engines.sales.xrange(outbox_key(room_id), count=engines.settings.intake_batch_max))
     if not rows:
         return 0
     entries = [_entry(room_id, entry_id, fields) for entry_id, fields in rows]
-    await _note_lag(engines, entries[0])
     try:
         await _take_in(engines, room_id, entries)
     except Exception as failure:  # whatever a handler found wrong: the entry at fault must not hold up the rest
@@ -90,12 +130,12 @@ async def _take_in(engines: Engines, room_id: str, entries: Sequence[OutboxEntry
     """One transaction: the mark, the handlers, the events they emit."""
     async with engines.work() as work:
         fresh = await _advance(work, room_id, entries)
-        await _hand_out(work, fresh)
+        await hand_out(work, fresh)
     for entry_type, count in Counter(entry.type for entry in fresh).items():
         INTAKE_ENTRIES.labels(entry_type).inc(count)
 
 
-async def _hand_out(work: Work, entries: Sequence[OutboxEntry]) -> None:
+async def hand_out(work: Work, entries: Sequence[OutboxEntry]) -> None:
     """Each domain gets its entries in order, those in a row that have one handler in one call. Domains do not see each other's."""
     registry = work.engines.registry
     unknown = {entry.type for entry in entries} - registry.intake.keys()
@@ -136,10 +176,19 @@ async def _take_in_one_by_one(engines: Engines, room_id: str, entries: Sequence[
 async def _set_aside(engines: Engines, room_id: str, entry: OutboxEntry, failure: Exception) -> None:
     async with engines.work() as work:
         await _advance(work, room_id, [entry])
-        payload = msgspec.json.encode(entry.data)
-        work.session.add(
-            DeadLetter(source="intake", room_id=room_id, type=entry.type, payload=payload, error=repr(failure)[:2000], at=work.now)
+        letter = DeadLetter(
+            source="intake",
+            room_id=room_id,
+            type=entry.type,
+            payload=msgspec.json.encode(entry.data),
+            error=repr(failure)[:2000],
+            at=work.now,
+            entry=entry.id,
         )
+        work.session.add(letter)
+        await work.session.flush()
+        text = f"An entry of this room ({entry.type}) could not be written to the books: an operator must see to dead letter {letter.id}"
+        work.emit(room_id, [staff_channel(room_id)], AlertRaised(at=work.at, word="dead_letter", text=text))
     DEAD_LETTERS.labels("intake").inc()
     log.error("outbox entry set aside", room=room_id, entry=entry.id, type=entry.type, error=repr(failure))
 
@@ -152,8 +201,3 @@ def _entry(room_id: str, entry_id: bytes, fields: dict[bytes, bytes]) -> OutboxE
 def _order(entry_id: str) -> tuple[int, int]:
     milliseconds, _, sequence = entry_id.partition("-")
     return int(milliseconds), int(sequence)
-
-
-async def _note_lag(engines: Engines, oldest: OutboxEntry) -> None:
-    now_ms = epoch_ms(*await engines.sales.time())
-    INTAKE_LAG_SECONDS.set(max(0, now_ms - oldest.at_ms) / 1000)

@@ -24,16 +24,20 @@ class Announcement(Table):
 
 
 class IntakeProgress(Table):
-    """The last entry of a room's engine outbox that is in SQL: written in the same transaction, so each entry has one effect."""
+    """The last entry of a room's engine outbox that is in SQL: written in the same transaction, so each entry has one effect.
+
+    `epoch` counts how often the room's records in the engine were lost, whole or in part, and made anew from here.
+    """
 
     __tablename__ = "intake_progress"
 
     room_id: Mapped[str] = mapped_column(primary_key=True)
     last_entry: Mapped[str] = mapped_column(default="0-0")
+    epoch: Mapped[int] = mapped_column(default=0, server_default="0")
 
 
 class DeadLetter(Table):
-    """What failed too often and was set aside so that the rest could go on. An operator reads `error` and decides."""
+    """What failed too often and was set aside so that the rest could go on. `jishi dead-letters` is for the operator who decides."""
 
     __tablename__ = "dead_letters"
 
@@ -44,6 +48,8 @@ class DeadLetter(Table):
     payload: Mapped[bytes] = mapped_column(LargeBinary)
     error: Mapped[str]
     at: Mapped[datetime]
+    entry: Mapped[str | None]  # the outbox entry's id in the engine
+    channels: Mapped[list[Any] | None]  # of an announcement
 
 
 class IdempotencyRecord(Table):

@@ -62,6 +62,9 @@ def test_the_script_itself_prints_only_the_token(tmp_path: Path) -> None:
         (["room", "open", "--title", "Tea", "--offer", "Tea:100:3"], 1, "REDIS_URL and DATABASE_URL not set, and no running product found"),
         (["report", "nothing"], 1, "REDIS_URL and DATABASE_URL not set"),
         (["reconcile"], 1, "REDIS_URL and DATABASE_URL not set"),
+        (["dead-letters", "list"], 1, "REDIS_URL and DATABASE_URL not set"),
+        (["dead-letters", "retry"], 2, "name the letters, or say --all"),
+        (["dead-letters", "drop", "1"], 2, "Missing option '--reason'"),
         (["migrate"], 1, "DATABASE_URL is not set, and no running product found"),
         (["serve"], 1, "or run `jishi up`"),
         (["worker"], 1, "or run `jishi up`"),
@@ -101,7 +104,21 @@ def test_an_engine_that_is_away_is_one_line(capsys: pytest.CaptureFixture[str], 
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["room"], ["up"], ["serve"], ["worker"], ["migrate"], ["token"], ["room", "open"], ["report"], ["reconcile"]]
+    "arguments",
+    [
+        [],
+        ["room"],
+        ["up"],
+        ["serve"],
+        ["worker"],
+        ["migrate"],
+        ["token"],
+        ["room", "open"],
+        ["report"],
+        ["reconcile"],
+        ["dead-letters"],
+        ["dead-letters", "retry"],
+    ],
 )
 def test_everything_has_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*arguments, "--help"]) == 0

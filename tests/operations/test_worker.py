@@ -2,15 +2,19 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 
+import msgspec
+import pytest
 from prometheus_client import REGISTRY
 
 from app.core.registry import Domain, Registry
-from app.protocol.channels import room_channel
+from app.protocol.channels import room_channel, staff_channel
 from app.protocol.events import NoticePinned
-from app.storage.intake import outbox_key, register_room
+from app.storage.intake import find_waiting, outbox_key, register_room
+from app.storage.redis import engine_now_ms
 from app.storage.work import Engines, Work
-from app.worker import BACK_OFF_S_MAX, LEASE_PREFIX, Loop, RoomLeases, announce, pause_s, run_loops, take_in
+from app.worker import BACK_OFF_S_MAX, LEASE_PREFIX, WORKERS_KEY, Loop, RoomLeases, announce, pause_s, run_loops, take_in
 from tests.support.waiting import wait_until
 
 
@@ -73,24 +77,112 @@ async def test_intake_empties_the_outboxes_of_all_its_rooms(engines: Engines) ->
     assert [await engines.sales.xlen(outbox_key(room)) for room in rooms] == [0] * 20
 
 
-async def test_two_workers_share_the_rooms_and_a_clean_stop_hands_them_over(engines: Engines) -> None:
-    first, second = RoomLeases("first"), RoomLeases("second")
-    assert await first.ours(engines, ["a", "b"]) == ["a", "b"]
-    assert await second.ours(engines, ["a", "b", "c"]) == ["c"]
-    assert await first.ours(engines, ["a", "b", "c"]) == ["a", "b"]
-    ttl_ms = await engines.sales.pttl(LEASE_PREFIX + "a")
-    assert 0 < ttl_ms <= engines.settings.room_lease_s * 1000, "a worker that is killed holds its rooms no longer than that"
-    await first.release(engines)
-    assert await RoomLeases("third").ours(engines, ["a", "b", "c"]) == ["a", "b"]
+async def test_a_flooded_room_costs_the_others_one_batch(engines: Engines) -> None:
+    """In each round every room has a batch, whoever waits longest first: a room's few entries do not wait for another's thousands."""
+    engines.settings = engines.settings.model_copy(update={"intake_batch_max": 10})
+    turns: list[tuple[str, int]] = []
+
+    async def handler(_: Work, entries: list[object]) -> None:
+        turns.append((entries[0].room_id, len(entries)))  # type: ignore[attr-defined]  # OutboxEntry
+
+    engines.registry = Registry.of([Domain("test", intake={"test.counted": handler})])
+    for room, count in (("flood", 45), ("brook", 3)):
+        await register_room(engines, room)
+        for _ in range(count):
+            await engines.sales.xadd(outbox_key(room), {"t": "test.counted", "d": "{}"})
+    await take_in(engines, RoomLeases("me"))
+    assert sorted(turns[:2]) == [("brook", 3), ("flood", 10)]
+    assert turns[2:] == [("flood", 10)] * 3 + [("flood", 5)]
 
 
-async def test_a_worker_takes_over_a_room_whose_lease_ran_out(engines: Engines) -> None:
+async def test_a_room_in_trouble_holds_up_no_other(engines: Engines) -> None:
+    taken: list[str] = []
+
+    async def handler(_: Work, entries: list[object]) -> None:
+        taken.extend(entry.room_id for entry in entries)  # type: ignore[attr-defined]  # OutboxEntry
+
+    engines.registry = Registry.of([Domain("test", intake={"test.counted": handler})])
+    for room, text in (("ill", "no json"), ("well", "{}")):
+        await register_room(engines, room)
+        await engines.sales.xadd(outbox_key(room), {"t": "test.counted", "d": text})
+    await take_in(engines, RoomLeases("me"))
+    assert taken == ["well"]
+    with pytest.raises(msgspec.DecodeError):
+        await take_in(engines, RoomLeases("me"))
+
+
+async def test_the_metrics_tell_how_far_sql_lags(engines: Engines) -> None:
+    now_ms = await engine_now_ms(engines.sales)
+    for number, room in enumerate(("old", "new", "idle")):
+        await register_room(engines, room)
+        for _ in range(2 - number):
+            await engines.sales.xadd(outbox_key(room), {"t": "x", "d": "{}"}, id=f"{now_ms - 60_000 + number * 50_000}-*")
+    assert await find_waiting(engines, ["idle", "new", "old"]) == ["old", "new"]
+    assert 60 <= (REGISTRY.get_sample_value("jishi_intake_lag_seconds") or 0) < 70
+    assert REGISTRY.get_sample_value("jishi_intake_waiting_entries") == 3
+    await engines.sales.delete(outbox_key("old"), outbox_key("new"))
+    assert await find_waiting(engines, ["idle", "new", "old"]) == []
+    assert REGISTRY.get_sample_value("jishi_intake_lag_seconds") == 0
+    assert REGISTRY.get_sample_value("jishi_intake_waiting_entries") == 0
+
+
+async def test_the_team_is_warned_once_before_the_outbox_is_full(engines: Engines) -> None:
+    engines.settings = engines.settings.model_copy(update={"outbox_entries_max": 15})
+    for count in range(1, 5):
+        await engines.sales.xadd(outbox_key("tea"), {"t": "x", "d": "{}"})
+        await find_waiting(engines, ["tea"])
+        told, _ = await engines.streams.history(staff_channel("tea"))
+        assert len(told) == (1 if count >= 3 else 0)
+    alert = json.loads(told[0].data)
+    assert (alert["type"], alert["word"]) == ("alert.raised", "outbox_filling")
+    assert alert["text"].startswith("3 sales wait to be written to the books; at 15 new holds and orders are refused")
+
+
+async def _look(engines: Engines, workers: Sequence[RoomLeases], rooms: list[str]) -> list[list[str]]:
+    """A quarter of the lease has passed: all look again, twice, so that what one gives up another has taken."""
+    for _ in range(2):
+        for worker in workers:
+            worker.workers_until = 0
+            worker.held, worker.foreign = dict.fromkeys(worker.held, 0.0), dict.fromkeys(worker.foreign, 0.0)
+            await worker.ours(engines, rooms)
+    return [await worker.ours(engines, rooms) for worker in workers]
+
+
+async def test_workers_share_the_rooms_evenly_and_none_is_left_out(engines: Engines) -> None:
+    rooms = [f"room{number:03}" for number in range(90)]
+    first, second, third = workers = [RoomLeases(name) for name in ("first", "second", "third")]
+    assert await first.ours(engines, rooms) == rooms, "alone it has them all"
+    shares = await _look(engines, workers, rooms)
+    assert sorted(room for share in shares for room in share) == rooms
+    assert all(20 <= len(share) <= 40 for share in shares), [len(share) for share in shares]
+    await second.release(engines)
+    left = await _look(engines, [first, third], rooms)
+    assert sorted(room for share in left for room in share) == rooms
+    assert set(shares[0]) <= set(left[0]), "who stays keeps what it had"
+    assert set(shares[2]) <= set(left[1])
+
+
+async def test_a_pass_over_known_rooms_costs_no_command(engines: Engines) -> None:
+    leases = RoomLeases("me")
+    await leases.ours(engines, ["a", "b"])
+    before = int((await engines.sales.info("stats"))["total_commands_processed"])
+    assert await leases.ours(engines, ["a", "b"]) == ["a", "b"]
+    assert int((await engines.sales.info("stats"))["total_commands_processed"]) == before + 1, "the reading itself"
+
+
+async def test_a_worker_takes_over_the_rooms_of_one_that_was_killed(engines: Engines) -> None:
+    """Its registration ends after two quarters of the lease time and its leases after three: here both by hand."""
     killed, other = RoomLeases("killed"), RoomLeases("other")
-    assert await killed.ours(engines, ["a"]) == ["a"]
-    assert await other.ours(engines, ["a"]) == []
-    await engines.sales.delete(LEASE_PREFIX + "a")  # as its expiry would
-    other.foreign.clear()
-    assert await other.ours(engines, ["a"]) == ["a"]
+    rooms = [f"room{number}" for number in range(10)]
+    had, _ = await _look(engines, [killed, other], rooms)
+    assert had
+    for key in (WORKERS_KEY, *(LEASE_PREFIX + room for room in had)):
+        left_ms = await engines.sales.pttl(key) if key != WORKERS_KEY else int(await engines.sales.zscore(key, "killed") or 0)
+        bound_ms = engines.settings.room_lease_s * 750 if key != WORKERS_KEY else await engine_now_ms(engines.sales) + 5000
+        assert 0 < left_ms <= bound_ms
+    await engines.sales.zrem(WORKERS_KEY, "killed")
+    await engines.sales.delete(*[LEASE_PREFIX + room for room in had])
+    assert await _look(engines, [other], rooms) == [rooms]
 
 
 async def test_announce_publishes_what_a_crash_left_behind(engines: Engines) -> None:

@@ -4,7 +4,7 @@ Other domains move holds only by these functions. Sales go on while a session is
 `closed`, while running holds may still be ordered until their deadline and orders paid until theirs.
 """
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
@@ -197,6 +197,12 @@ async def expire_sales(engines: Engines) -> None:
                 break
 
 
+async def forget_hold_notes(engines: Engines) -> None:
+    """One pass of the worker: notes whose holds have all run out. A minute late, since their deadlines are by the engine's clock."""
+    async with engines.sql.begin() as session:
+        await store.forget_notes(session, engines.runtime.now() - timedelta(minutes=1))
+
+
 # --- because SQL changed -------------------------------------------------------------------------------------------------------------
 
 
@@ -261,7 +267,8 @@ def _ms(at: datetime | None) -> int:
 
 
 async def take_in_holds(work: Work, entries: list[OutboxEntry]) -> None:
-    """Tells the viewer's other devices. Not through SQL: a flash sale places tens of thousands of holds a second."""
+    """Notes the holds and tells the viewer's other devices; a row a batch, since a flash sale places tens of thousands a second."""
+    _note_holds(work, entries)
     publications = [
         Publication(user_channel(hold["viewer"]), encode_event(_hold_event(entry, hold)), once=f"{entry.id}:{hold['hold']}")
         for entry in entries
@@ -272,6 +279,14 @@ async def take_in_holds(work: Work, entries: list[OutboxEntry]) -> None:
     except (RedisError, OSError) as failure:
         # The reply has told the device that asked; orders must not wait for the fan-out engine.
         log.warning("hold events not published", count=len(publications), error=type(failure).__name__)
+
+
+def _note_holds(work: Work, entries: list[OutboxEntry]) -> None:
+    placed = [hold for entry in entries if entry.type == "hold.placed" for hold in entry.data["holds"]]
+    ended = [hold["hold"] for entry in entries if entry.type == "hold.ended" for hold in entry.data["holds"]]
+    last_ms = entries[-1].at_ms + work.engines.settings.hold_ttl_s * 1000  # a hold that ended now would have lasted no longer
+    until = datetime.fromtimestamp(max([last_ms, *(hold["expires"] for hold in placed)]) / 1000, UTC)
+    store.add_note(work.session, entries[0].room_id, placed, ended, until)
 
 
 def _hold_event(entry: OutboxEntry, hold: dict[str, Any]) -> Event:

@@ -1,15 +1,19 @@
 """The engine's side of inventory: keys, scripts, and what goes in and out of them. All keys of a room share its hash tag.
 
-A hold is no SQL row: what becomes of it stands in the outbox, and SQL has the orders.
+A hold is no SQL row: what becomes of it stands in the outbox, and SQL has the orders. Of open holds SQL has notes, a row a batch.
 """
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import msgspec
+from sqlalchemy import delete
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.domains.inventory.rules import Hold, MoveAnswer, ReserveAnswer, RoomBooks, Stock, SweepAnswer
+from app.domains.inventory.tables import HoldNote
 from app.storage.intake import outbox_key
 from app.storage.redis import Script
 from app.storage.work import Engines
@@ -107,3 +111,14 @@ async def read_books(engines: Engines, room_id: str) -> RoomBooks:
 
 async def outbox_length(engines: Engines, room_id: str) -> int:
     return int(await engines.sales.xlen(outbox_key(room_id)))
+
+
+# --- notes of holds in SQL -----------------------------------------------------------------------------------------------------------
+
+
+def add_note(session: AsyncSession, room_id: str, placed: Sequence[Any], ended: Sequence[str], until: datetime) -> None:
+    session.add(HoldNote(room_id=room_id, placed=_encoder.encode(placed), ended=_encoder.encode(ended), until=until))
+
+
+async def forget_notes(session: AsyncSession, until: datetime) -> None:
+    await session.execute(delete(HoldNote).where(HoldNote.until <= until))
