@@ -11,10 +11,8 @@ from typing import Any
 
 import msgspec
 import structlog
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import ResponseError as RedisResponseError
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as SqlPoolTimeoutError
 
 from app.core.caller import Caller
 from app.core.errors import AppError
@@ -22,7 +20,7 @@ from app.core.ids import room_of
 from app.core.metrics import COMMAND_SECONDS, COMMANDS, OUTCOMES
 from app.core.registry import Command
 from app.protocol.codes import BAD_REQUEST, INTERNAL, PERMISSION_DENIED, SERVICE_UNAVAILABLE, UNAUTHORIZED
-from app.storage.work import Engines
+from app.storage.work import Engines, is_away
 
 RETRY_AFTER_MS = 1000
 _SCOPED = ("offer", "hold", "order", "draw", "envelope")  # fields of requests; their ids carry the room
@@ -31,9 +29,8 @@ NUL_REFUSED = "the character NUL is not allowed in any text"
 # `\\u0000` as an escape; with an even number of backslashes before it, it is the text `\\u0000` and means no harm.
 _NUL_ESCAPE = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
-# A transaction that PostgreSQL gave up for no fault of its own: serialization failure, deadlock, lock or statement timeout, too many
-# connections, shutting down, starting up.
-_COME_AGAIN = frozenset({"40001", "40P01", "55P03", "57014", "53300", "57P01", "57P02", "57P03"})
+# A transaction that PostgreSQL gave up for no fault of its own: serialization failure, deadlock, lock or statement timeout.
+_GIVEN_UP = frozenset({"40001", "40P01", "55P03", "57014"})
 
 log = structlog.get_logger()
 _encoder = msgspec.json.Encoder()
@@ -123,7 +120,7 @@ def app_error(failure: Exception, **context: Any) -> AppError:
     if _value_refused(failure):
         log.warning("SQL refused a value", error=repr(failure)[:500], **context)
         return AppError(BAD_REQUEST, "a value is outside of what can be stored")
-    if _engine_away(failure):
+    if _may_come_again(failure):
         log.warning("an engine did not answer", error=repr(failure)[:500], **context)
         return AppError(SERVICE_UNAVAILABLE, "an engine did not answer; try again with the same key", retry_after_ms=RETRY_AFTER_MS)
     log.error("unexpected failure", exc_info=failure, **context)
@@ -135,10 +132,12 @@ def _value_refused(failure: Exception) -> bool:
     return isinstance(failure, DBAPIError) and str(getattr(failure.orig, "sqlstate", "") or "").startswith("22")
 
 
-def _engine_away(failure: Exception) -> bool:
-    if isinstance(failure, DBAPIError):
-        return failure.connection_invalidated or getattr(failure.orig, "sqlstate", None) in _COME_AGAIN
-    return isinstance(failure, RedisConnectionError | RedisTimeoutError | SqlPoolTimeoutError | OSError)
+def _may_come_again(failure: Exception) -> bool:
+    """An engine is away, or PostgreSQL gave the transaction up. What Redis refuses is not among them: that is a fault of ours."""
+    if isinstance(failure, RedisResponseError):
+        return False
+    given_up = isinstance(failure, DBAPIError) and getattr(failure.orig, "sqlstate", None) in _GIVEN_UP
+    return given_up or is_away(failure)
 
 
 def retry_after_s(error: AppError) -> int | None:

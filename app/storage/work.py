@@ -14,16 +14,20 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
 
+import asyncpg
 import structlog
 from redis.exceptions import RedisError
 from sqlalchemy import select, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as SqlPoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.core.errors import AppError
 from app.core.registry import Registry
 from app.core.runtime import Runtime, at_text
 from app.core.settings import Settings
 from app.protocol.catalogue import may_carry
+from app.protocol.codes import SERVICE_UNAVAILABLE, TOO_MANY_REQUESTS
 from app.protocol.events import Event, encode_event, event_type
 from app.storage.audit import append_audit
 from app.storage.bulk import BulkInsert
@@ -37,6 +41,10 @@ Member = TypeVar("Member")
 Outcome = TypeVar("Outcome")
 
 _insert_announcements = BulkInsert(Announcement, "room_id", "channels", "type", "payload", "attempts")
+
+# PostgreSQL's own words for "not now": too many connections, shutting down, crashed, starting up; and its class of broken connections.
+_AWAY = frozenset({"53300", "57P01", "57P02", "57P03"})
+_CONNECTION_CLASS = "08"
 
 log = structlog.get_logger()
 
@@ -172,6 +180,15 @@ async def rooms_to_announce(engines: Engines, limit: int = 100) -> list[str]:
         return list(await session.scalars(select(Announcement.room_id).distinct().limit(limit)))
 
 
-def is_away(failure: Exception) -> bool:
-    """An engine is away: nothing is wrong with the entries."""
-    return isinstance(failure, RedisError | OSError) or getattr(failure, "connection_invalidated", False)
+def is_away(failure: BaseException) -> bool:
+    """An engine is away: nothing is wrong with what was asked, and it may be asked again.
+
+    Whoever went through group commit hears of it as an AppError. asyncpg raises an error of its own, which SQLAlchemy does not wrap, when
+    a connection goes in the middle of BEGIN or ROLLBACK; and a connection that never came about is not said to be invalidated.
+    """
+    if isinstance(failure, AppError):
+        return failure.code in {SERVICE_UNAVAILABLE, TOO_MANY_REQUESTS}
+    if isinstance(failure, DBAPIError):
+        state = str(getattr(failure.orig, "sqlstate", None) or "")
+        return failure.connection_invalidated or state in _AWAY or state.startswith(_CONNECTION_CLASS)
+    return isinstance(failure, RedisError | SqlPoolTimeoutError | asyncpg.InterfaceError | OSError)

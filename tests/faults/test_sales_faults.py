@@ -1,60 +1,26 @@
 """Sales with the line cut, the engine killed, SQL gone: safe while it is broken, whole again soon after."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 
 import pytest
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.composition import build_registry
 from app.core.errors import AppError
-from app.core.settings import Settings
 from app.domains.inventory import service as inventory
 from app.domains.orders import payments
 from app.domains.orders import service as orders
-from app.domains.orders.tables import SandboxCharge
 from app.protocol.order_commands import OrderPay
 from app.storage.intake import take_in_room
-from app.storage.redis import command_client
 from app.storage.work import Engines
+from tests.faults.lines import Line
 from tests.support.auditor.stock import audit_stock
-from tests.support.faulty_proxy import FaultyProxy, faulty_proxy
-from tests.support.runtime import TestRuntime
-from tests.support.servers import Servers, make_schema, run_apart, running_servers
+from tests.support.servers import Servers
 from tests.support.shelf import Shelf, open_shelf
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
-
-
-@dataclass(slots=True)
-class Line:
-    """A shelf whose sales engine is reached through a proxy, and the direct way beside it."""
-
-    proxy: FaultyProxy
-    shelf: Shelf
-    direct: Engines
-    runtime: TestRuntime
-
-    async def post_webhook(self, payment: str) -> str:
-        async with self.direct.sql.read() as session:
-            charge = await session.get(SandboxCharge, payment)
-        assert charge
-        body, header = payments.sandbox_notice(self.direct.settings, charge, now_ms=self.runtime.now_ms())
-        return await payments.receive_webhook(self.shelf.engines, "sandbox", {"Jishi-Signature": header}, body)
-
-
-@pytest.fixture
-async def line(engines: Engines, servers: Servers, runtime: TestRuntime) -> AsyncGenerator[Line]:
-    async with faulty_proxy(servers.valkey.socket_path) as proxy:
-        broken = Engines(
-            engines.settings, runtime, engines.registry, engines.sql, command_client(proxy.url), engines.fanout, engines.streams
-        )
-        await open_shelf(engines)
-        yield Line(proxy, Shelf(broken), engines, runtime)
-        await broken.sales.aclose()
 
 
 Command = Callable[[], Awaitable[str]]
@@ -135,19 +101,6 @@ async def test_intake_that_cannot_acknowledge_repeats_without_effect(line: Line,
     publications, _ = await line.direct.streams.history("user:lin")
     assert len([row for row in publications if b'"order.placed"' in row.data]) == 3
     assert await audit_stock(line.direct, ["room1"]) == []
-
-
-@pytest.fixture
-async def own(runtime: TestRuntime) -> AsyncGenerator[tuple[Engines, Servers]]:
-    """A pair of engines that the test may kill; the engine of stock syncs every write before it answers, as in production."""
-    with running_servers(appendfsync="always", durable=True) as servers:
-        await asyncio.to_thread(run_apart, make_schema(servers.postgres.url))
-        settings = Settings(
-            environment="development", redis_url=servers.valkey.url, database_url=servers.postgres.url, data_dir=servers.data_dir
-        )
-        engines = Engines.connect(settings, runtime, build_registry())
-        yield engines, servers
-        await engines.close()
 
 
 async def test_a_killed_engine_keeps_what_it_acknowledged(own: tuple[Engines, Servers]) -> None:
