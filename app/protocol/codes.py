@@ -31,6 +31,14 @@ OVER_LIMIT = ErrorCode(
 )
 BANNED = ErrorCode(412, "banned", 403, False, "banned", "the viewer is banned from the room")
 SERVICE_UNAVAILABLE = ErrorCode(413, "service_unavailable", 503, True, "temporarily unavailable", "an engine is out of reach, or draining")
+ALREADY_DONE = ErrorCode(
+    420,
+    "already_done",
+    409,
+    False,
+    "done before, the answer was lost",
+    "the process died that did a call with this `Idempotency-Key`",
+)
 
 ERRORS: tuple[ErrorCode, ...] = (
     INTERNAL,
@@ -52,6 +60,7 @@ ERRORS: tuple[ErrorCode, ...] = (
     OVER_LIMIT,
     BANNED,
     SERVICE_UNAVAILABLE,
+    ALREADY_DONE,
 )
 
 

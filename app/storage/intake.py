@@ -24,6 +24,7 @@ from app.core.metrics import DEAD_LETTERS, INTAKE_ENTRIES, INTAKE_LAG_SECONDS, I
 from app.core.runtime import at_text
 from app.protocol.channels import staff_channel
 from app.protocol.events import AlertRaised, encode_event
+from app.storage.claims import claimed
 from app.storage.redis import epoch_ms
 from app.storage.tables import DeadLetter, IntakeProgress
 from app.storage.work import Engines, Work, is_away
@@ -116,12 +117,13 @@ async def take_in_room(engines: Engines, room_id: str) -> int:
     if not rows:
         return 0
     entries = [_entry(room_id, entry_id, fields) for entry_id, fields in rows]
-    try:
-        await _take_in(engines, room_id, entries)
-    except Exception as failure:  # whatever a handler found wrong: the entry at fault must not hold up the rest
-        if is_away(failure):
-            raise
-        await _take_in_one_by_one(engines, room_id, entries)
+    with claimed(None):  # also when a call asks for it: this is not yet what the call is about
+        try:
+            await _take_in(engines, room_id, entries)
+        except Exception as failure:  # whatever a handler found wrong: the entry at fault must not hold up the rest
+            if is_away(failure):
+                raise
+            await _take_in_one_by_one(engines, room_id, entries)
     await engines.sales.xdel(outbox_key(room_id), *[entry.id for entry in entries])
     return len(entries)
 

@@ -53,7 +53,8 @@ class DeadLetter(Table):
 
 
 class IdempotencyRecord(Table):
-    """The answer that a REST call with an `Idempotency-Key` got. `status` 0: the first call is still under way."""
+    """The answer that a REST call with an `Idempotency-Key` got. `status` 0: the first call is still under way;
+    1: what it did is committed, its answer not recorded yet."""
 
     __tablename__ = "idempotency_records"
     __table_args__ = (Index(None, "created_at"),)

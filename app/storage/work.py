@@ -31,6 +31,7 @@ from app.protocol.codes import SERVICE_UNAVAILABLE, TOO_MANY_REQUESTS
 from app.protocol.events import Event, encode_event, event_type
 from app.storage.audit import append_audit
 from app.storage.bulk import BulkInsert
+from app.storage.claims import current_claim, mark_done
 from app.storage.group_commit import GroupCommit
 from app.storage.redis import Redis, command_client
 from app.storage.sql import Sql
@@ -113,10 +114,15 @@ class Engines:
         """One transaction; what it emitted is published before this returns, or soon after by the worker if an engine is away."""
         from app.storage.announcements import announce_room  # noqa: PLC0415 - announcements need Work, which is defined here
 
+        claim = current_claim()
         async with self.sql.begin() as session:
             work = Work(self, session)
             yield work
             await work.flush()
+            if claim:
+                await mark_done(session, claim)
+        if claim:
+            claim.is_marked = True
         for room_id in work.announced_rooms:
             try:
                 await announce_room(self, room_id)

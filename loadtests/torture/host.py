@@ -55,6 +55,8 @@ class Host:
                 await asyncio.sleep(PAUSE_S)
             except Refused as refused:
                 self.stage.tally.answer(act, refused.word)
+                if refused.word == "already_done":
+                    return {}  # done by a process that died before it had told
                 raise
             else:
                 self.stage.tally.answer(act, "done")
@@ -73,7 +75,10 @@ class Host:
     async def replace(self) -> None:
         """Another offer first, so that the shelf is never empty."""
         listed = {"name": f"Offer {self.keys}", "price_minor": 500, "total": NEW_OFFER_UNITS}
-        fresh = str((await self.ask("host.list", f"sessions/{self.session}/offers", listed))["id"])
+        answer = await self.ask("host.list", f"sessions/{self.session}/offers", listed)
+        if "id" not in answer:
+            return
+        fresh = str(answer["id"])
         self.stage.book.offers[fresh] = OfferBook(NEW_OFFER_UNITS, 0)
         self.offers.append(fresh)
         self.stage.shelf.append(fresh)

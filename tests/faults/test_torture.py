@@ -1,10 +1,23 @@
-"""The tester of `make torture` notices what it is there to notice."""
+"""The short version of `make torture`: a few thousand random operations while each kind of process is killed, then the books. And that
+its tester notices what it is there to notice."""
 
 import pytest
 
 from loadtests.torture.book import Book, Purchase
+from loadtests.torture.run import Plan, run
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("up"), pytest.mark.timeout(300)]
 
 HELD = {"outcome": "held", "hold": "r-1", "expires_at": "t", "price_minor": 5}
+
+
+def test_what_was_acknowledged_is_there_after_the_death_of_every_process() -> None:
+    said: list[str] = []
+    plan = Plan(operations=1_000_000, seed=7, kill_every_s=2, seconds_max=12, viewers=30, rooms=2, hold_s=1, payment_s=2, say=said.append)
+    verdict = run(plan)
+    assert verdict.holds, said[-1]
+    for role in ("postgres", "valkey", "web", "worker"):
+        assert role in said[-1].split("kills")[1].splitlines()[0], said[-1]
 
 
 def purchase_held() -> tuple[Book, Purchase]:

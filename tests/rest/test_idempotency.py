@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse
 from app.main import create_app
 from app.rest.access import public
 from app.rest.idempotency import ABANDONED_S, expire_idempotency_records
-from app.storage.tables import IdempotencyRecord
+from app.storage.tables import AuditEntry, IdempotencyRecord
 from app.storage.work import Engines
 from tests.rest.people import as_
 from tests.support.runtime import TestRuntime
@@ -20,10 +20,13 @@ from tests.support.waiting import wait_until
 
 
 class Counter:
-    """A route that counts its calls, and can be held up or made to fail."""
+    """A route that counts its calls, and can be held up or made to fail. With `effect` it also leaves a mark in SQL, once a call."""
 
-    def __init__(self) -> None:
+    def __init__(self, engines: Engines) -> None:
+        self.engines = engines
         self.calls = 0
+        self.effect = False
+        self.gate_in_work: asyncio.Event | None = None
         self.status = 201
         self.headers: dict[str, str] = {"Location": "/api/v1/things/1"}
         self.gate: asyncio.Event | None = None
@@ -32,6 +35,11 @@ class Counter:
     async def call(self, body: Annotated[dict[str, Any], Body()]) -> JSONResponse:
         self.calls += 1
         number = self.calls
+        if self.effect:
+            async with self.engines.work() as work:
+                await work.audit("room1", "anna", "stock.add", f"call {number}")
+                if self.gate_in_work:
+                    await self.gate_in_work.wait()
         if self.gate:
             await self.gate.wait()
         if self.failure:
@@ -40,8 +48,8 @@ class Counter:
 
 
 @pytest.fixture
-def counter() -> Counter:
-    return Counter()
+def counter(engines: Engines) -> Counter:
+    return Counter(engines)
 
 
 @pytest.fixture
@@ -65,6 +73,11 @@ async def post(client: httpx2.AsyncClient, headers: dict[str, str], key: str = "
 @pytest.fixture
 def anna(engines: Engines) -> dict[str, str]:
     return as_(engines, "anna")
+
+
+async def effects(engines: Engines) -> list[str]:
+    async with engines.sql.read() as session:
+        return list(await session.scalars(select(AuditEntry.subject).order_by(AuditEntry.id)))
 
 
 async def count_records(engines: Engines) -> int:
@@ -130,6 +143,52 @@ async def test_a_call_that_is_under_way_is_not_begun_again(
     await wait_until(lambda: counter.calls == 2)
     counter.gate.set()
     assert [answer.status_code for answer in await asyncio.gather(first, third)] == [201, 201]
+
+
+async def test_a_call_that_died_after_its_commit_is_not_done_again(
+    client: httpx2.AsyncClient, counter: Counter, engines: Engines, runtime: TestRuntime, anna: dict[str, str]
+) -> None:
+    """The answer is recorded after the commit. A process that was killed in between left the record under way, and a minute later the
+    same call topped up the same stock a second time."""
+    counter.effect, counter.gate = True, asyncio.Event()
+    first = asyncio.create_task(post(client, anna))
+    await wait_until(lambda: effects(engines))  # committed, and never to be answered
+    second = await post(client, anna)
+    assert (second.json()["word"], second.headers["retry-after"]) == ("conflict", "1")
+    runtime.advance(ABANDONED_S * 1000 + 1)
+    third = await post(client, anna)
+    assert (third.status_code, third.json()["word"], third.json()["temporary"]) == (409, "already_done", False)
+    assert "retry-after" not in third.headers
+    assert await effects(engines) == ["call 1"]
+    counter.gate.set()
+    assert (await first).status_code == 201
+    assert (await post(client, anna)).json() == {"call": 1}, "it was not dead after all: then its answer is the answer"
+
+
+async def test_a_call_that_was_taken_over_cannot_commit(
+    client: httpx2.AsyncClient, counter: Counter, engines: Engines, runtime: TestRuntime, anna: dict[str, str]
+) -> None:
+    counter.effect, counter.gate_in_work = True, asyncio.Event()
+    first = asyncio.create_task(post(client, anna))
+    await wait_until(lambda: counter.calls == 1)
+    first_gate, counter.gate_in_work = counter.gate_in_work, None
+    runtime.advance(ABANDONED_S * 1000 + 1)
+    assert (await post(client, anna)).json() == {"call": 2}
+    first_gate.set()
+    answer = await first
+    assert (answer.status_code, answer.json()["word"]) == (409, "conflict")
+    assert await effects(engines) == ["call 2"]
+    assert (await post(client, anna)).json() == {"call": 2}
+
+
+async def test_a_failure_after_the_commit_does_not_let_it_happen_again(
+    client: httpx2.AsyncClient, counter: Counter, engines: Engines, runtime: TestRuntime, anna: dict[str, str]
+) -> None:
+    counter.effect, counter.failure = True, RuntimeError("boom")
+    assert (await post(client, anna)).status_code == 500
+    runtime.advance(ABANDONED_S * 1000 + 1)
+    assert (await post(client, anna)).json()["word"] == "already_done"
+    assert await effects(engines) == ["call 1"]
 
 
 async def test_many_at_once_have_one_effect(client: httpx2.AsyncClient, counter: Counter, anna: dict[str, str]) -> None:

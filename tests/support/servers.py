@@ -27,6 +27,10 @@ begin
     if found then full_tables := full_tables || name; end if;
   end loop;
   if full_tables <> '{}' then execute 'truncate ' || array_to_string(full_tables, ', ') || ' restart identity cascade'; end if;
+  -- of tables that a test emptied by itself
+  for name in select format('%I', sequencename) from pg_sequences where schemaname = 'public' and last_value is not null loop
+    execute format('alter sequence %s restart', name);
+  end loop;
 end $$
 """
 
