@@ -1,7 +1,8 @@
 """Stands between a client and an engine, and breaks the line in the way it is told to.
 
 `cut_request`: what the client sends never arrives. `cut_reply`: it arrives and is done, the answer is lost. Both close the connection,
-again and again until `heal`. A client library that retries by itself is thus tested with its retries.
+again and again until `heal`. A client library that retries by itself is thus tested with its retries. `hold`: requests are kept until
+`heal` and arrive then, whoever may have given up meanwhile. `trickle`: they arrive byte by byte.
 
 A `Line` carries both directions on their own, as pub/sub needs it, and can go deaf: connections stand, new ones are taken, and nothing
 comes through until `heal`; then what was on its way arrives, as after a real partition.
@@ -23,6 +24,7 @@ class FaultyProxy:
         self._upstream = upstream
         self._path = path
         self._tasks: set[asyncio.Task[None]] = set()
+        self._healed = asyncio.Event()
 
     @property
     def url(self) -> str:
@@ -30,6 +32,11 @@ class FaultyProxy:
 
     def heal(self) -> None:
         self.mode = "pass"
+        self._healed.set()
+
+    def hold(self) -> None:
+        self.mode = "hold"
+        self._healed.clear()
 
     async def close(self) -> None:
         tasks = list(self._tasks)
@@ -65,11 +72,24 @@ class FaultyProxy:
                 await engine.drain()
                 continue
             self.cuts += 1
+            if self.mode in {"hold", "trickle"}:
+                await self._send_late(data, engine)
+                continue
             is_reply_lost = self.mode == "cut_reply"
             if self.cuts == self.cuts_max:
                 self.heal()
             return data if is_reply_lost else b""
         return b""
+
+    async def _send_late(self, data: bytes, engine: asyncio.StreamWriter) -> None:
+        if self.mode == "hold":
+            await self._healed.wait()
+            engine.write(data)
+        else:
+            for number in range(len(data)):
+                engine.write(data[number : number + 1])
+                await asyncio.sleep(0)  # the engine may read in between
+        await engine.drain()
 
 
 async def _carry_all(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
