@@ -100,6 +100,9 @@ TABLE: tuple[Row, ...] = (
     # inventory and orders
     Row("POST", "/inventory/reserve", "VGMXHPO", {"offer": "{offer}", "quantity": 1, "key": "k"}),
     Row("POST", "/inventory/release", "VGMXHPO", {"hold": "{order}", "key": "k"}),
+    Row("POST", "/inventory/wait", "VGMXHPO", {"offer": "{offer}", "quantity": 1, "key": "k"}),
+    Row("POST", "/inventory/leave", "VGMXHPO", {"wait": "{order}", "key": "k"}),
+    Row("GET", "/offers/{offer_id}/line", "HOS"),
     Row("POST", "/order/place", "VGMXHPO", {"hold": "{order}", "address": ADDRESS, "key": "k"}),
     Row("POST", "/order/cancel", "VGMXHPO", {"order": "{order}", "key": "k"}),
     Row("POST", "/order/pay", "VGMXHPO", {"order": "{order}", "key": "k"}),
@@ -292,6 +295,7 @@ async def test_a_token_for_one_room_is_good_there_alone(client: httpx2.AsyncClie
 # What who is banned from a room may still do there: look after what was bought, give a hold back, be told of the ban in the command's word.
 STILL = {
     "/inventory/release",
+    "/inventory/leave",
     "/order/cancel",
     "/order/pay",
     "/order/set_address",

@@ -44,6 +44,7 @@ CARRIED_BY: dict[type[Event], tuple[Kind, ...]] = {
     events.ChatMessage: (Kind.CHAT,),
     events.HoldPlaced: (Kind.USER,),
     events.HoldEnded: (Kind.USER,),
+    events.WaitEnded: (Kind.USER,),
     events.OrderChanged: _VIEWER_AND_TEAM,
     events.OrderPlacedEvent: _VIEWER_AND_TEAM,
     events.OrderPaid: _VIEWER_AND_TEAM,

@@ -158,7 +158,7 @@ class RoomLike(Request, frozen=True):
 
 class ReserveOutcome(Outcome):
     HELD = "held", "the stock is set aside until `expires_at`; with `set_aside: false` nothing is, and it goes to who pays first"
-    EXHAUSTED = "exhausted", "not enough left"
+    EXHAUSTED = "exhausted", "not enough left; where `waiting` is a number, there is a line for what comes back: `inventory.wait`"
     ORDER_LIMIT = "order_limit", "more than one order of this offer may have: ask for less"
     LIMIT = "limit", "the viewer's limit for this offer is reached"
     CLOSED = "closed", "the offer or its session is over"
@@ -182,6 +182,7 @@ class Reserved(Reply, frozen=True):
     set_aside: bool = True  # false: the hold is the right to order until `expires_at`, and who pays first gets it
     repeated: bool = False  # this key was answered before; this is the same answer
     available: int | None = None  # what is left, when that explains the outcome
+    waiting: int | None = None  # how many stand in the offer's line; null: it has none
 
 
 class ReleaseOutcome(Outcome):
@@ -205,6 +206,59 @@ class Release(Request, frozen=True):
 class Released(Reply, frozen=True):
     outcome: ReleaseOutcome
     hold: str
+
+
+class WaitOutcome(Outcome):
+    WAITING = "waiting", "in line behind `ahead` others; `hold.placed` with `promoted` comes when it is the viewer's turn"
+    HELD = "held", "it is the viewer's turn: `wait` is the id of the hold, until `expires_at`"
+    LEFT = "left", "this key's place was given up"
+    NO_LINE = "no_line", "the offer has no line: reserve"
+    LINE_FULL = "line_full", "as many wait as may"
+    EXHAUSTED = "exhausted", "so much can never come back"
+    ORDER_LIMIT = "order_limit", "more than one order of this offer may have: ask for less"
+    LIMIT = "limit", "the viewer's limit for this offer is reached; who waits counts towards it"
+    CLOSED = "closed", "the offer or its session is over, and so is its line"
+    NOT_OPEN = "not_open", "the window has not begun"
+    FROZEN = "frozen", "sales of the room are stopped for now"
+
+
+class Wait(Request, frozen=True):
+    """A place in the line of an offer whose `selling_policy` is `waitlist`. First come, first served, and nobody jumps it."""
+
+    offer: Id
+    quantity: Annotated[int, Meta(ge=1, le=999)]
+    key: Key
+
+
+class Waiting(Reply, frozen=True):
+    outcome: WaitOutcome
+    offer: str
+    quantity: int
+    wait: str | None = None  # becomes the id of the hold
+    ahead: int | None = None
+    waiting: int | None = None  # how many stand in the line, when that explains the outcome
+    expires_at: str | None = None
+    price_minor: int | None = None
+    repeated: bool = False  # this key was answered before; this is how it stands now
+
+
+class LeaveOutcome(Outcome):
+    LEFT = "left", "now, or by an earlier call"
+    SERVED = "served", "its turn had come: it is a hold of the same id now, give it back with `inventory.release`"
+    CLOSED = "closed", "the line had ended"
+    UNKNOWN = "unknown", "no such place of this viewer"
+
+
+class Leave(Request, frozen=True):
+    """The place is its own idempotency record, as the hold is of `Release`."""
+
+    wait: Id
+    key: Key
+
+
+class Left(Reply, frozen=True):
+    outcome: LeaveOutcome
+    wait: str
 
 
 # --- wallet -------------------------------------------------------------------------------------------------------------------------

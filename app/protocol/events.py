@@ -205,6 +205,8 @@ class HoldPlaced(Event, frozen=True, tag="hold.placed"):
     quantity: int
     expires_at: str
     set_aside: bool = True  # false: the offer goes to who pays first, and the hold is the right to order it
+    promoted: bool = False  # the viewer waited in the offer's line; `hold` is the id of that wait
+    price_minor: int | None = None  # of what was promoted: nobody asked, so no reply told it
 
 
 class HoldEnded(Event, frozen=True, tag="hold.ended"):
@@ -213,6 +215,14 @@ class HoldEnded(Event, frozen=True, tag="hold.ended"):
     hold: str
     offer: str
     outcome: str  # released, expired
+
+
+class WaitEnded(Event, frozen=True, tag="wait.ended"):
+    """The viewer's place in an offer's line is gone, without a hold."""
+
+    wait: str
+    offer: str
+    outcome: str  # left, closed
 
 
 class OrderChanged(Event, frozen=True, tag="order.changed"):
@@ -351,6 +361,7 @@ EVENTS: tuple[type[Event], ...] = (
     ChatMessage,
     HoldPlaced,
     HoldEnded,
+    WaitEnded,
     OrderChanged,
     OrderPlacedEvent,
     OrderPaid,

@@ -88,6 +88,7 @@ _EVENTS: tuple[Event, ...] = (
     events.ChatMessage(at=_AT, message=_line),
     events.HoldPlaced(at=_AT, hold=_HOLD, offer=_OFFER, quantity=1, expires_at="2026-10-02T12:05:05.120Z"),
     events.HoldEnded(at=_AT, hold=_HOLD, offer=_OFFER, outcome="expired"),
+    events.WaitEnded(at=_AT, wait=_HOLD, offer=_OFFER, outcome="closed"),
     events.OrderChanged(
         at=_AT, order=_HOLD, session=_SESSION, offer=_OFFER, state="shipped", carrier="SF Express", tracking="SF1234567890"
     ),
@@ -160,6 +161,8 @@ _REPLIES: tuple[Reply | RoomState, ...] = (
         price_minor=1990,
     ),
     commands.Released(outcome=commands.ReleaseOutcome.RELEASED, hold=_HOLD),
+    commands.Waiting(outcome=commands.WaitOutcome.WAITING, offer=_OFFER, quantity=1, wait=_HOLD, ahead=4),
+    commands.Left(outcome=commands.LeaveOutcome.LEFT, wait=_HOLD),
     order_commands.OrderPlaced(
         outcome=order_commands.PlaceOutcome.PLACED, order=_HOLD, amount_minor=1990, currency="CNY", pay_by="2026-10-02T12:20:05.120Z"
     ),

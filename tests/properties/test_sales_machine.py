@@ -1,13 +1,11 @@
 """Inventory and orders against a model that predicts the word of every reply.
 
-The model is a page of Python: holds with a state and a deadline, offers with a total; what is available is what no hold has. Time is the
-machine's own, ids are few and hot, the scripts are flushed and intake runs whenever the machine likes. After every step the books must add
-up in the engine, at the end also in SQL.
+Time is the machine's own, ids are few and hot, the scripts are flushed and intake runs whenever the machine likes. After every step the
+books must add up in the engine, at the end also in SQL.
 """
 
 import asyncio
 from collections.abc import Coroutine
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pytest
@@ -27,61 +25,25 @@ from app.domains.wallet import service as wallet
 from app.protocol.order_commands import OrderPay
 from app.storage.work import Engines
 from tests.conftest import empty
+from tests.properties.sales_model import HOLD_MS, LIMIT, PAY_MS, PRICE, ModelHold, ModelOffer, SalesModel
 from tests.support.auditor.stock import audit_stock
-from tests.support.runtime import TestRuntime
 from tests.support.servers import Servers
 from tests.support.shelf import Shelf
 
 Answer = TypeVar("Answer")
 
-HOLD_MS, PAY_MS, PRICE, LIMIT = 300_000, 900_000, 500, 2
 VIEWERS, KEYS = st.sampled_from(["lin", "mei"]), st.sampled_from(["k1", "k2", "k3", "k4"])
 PICK = st.integers(0, 99)
 
 
-@dataclass(slots=True)
-class ModelHold:
-    offer: str
-    viewer: str
-    quantity: int
-    state: str
-    deadline: int
-    expires: int
-    escrow: bool = False
-    place_key: str = ""
-    accepted: bool = True
-    first_paid: bool = False
-    paid_by: str = ""
-    winner: str = ""
-    returned: int = 0
-
-    @property
-    def units(self) -> int:
-        takes = {"sold"} if self.first_paid else {"held", "ordered", "sold"}
-        return self.quantity - self.returned if self.state in takes else 0
-
-
-@dataclass(slots=True)
-class ModelOffer:
-    total: int
-    limit: int = 0
-    order_limit: int = 0
-    fresh: bool = False
-    paused: bool = False
-    first_paid: bool = False
-
-
-class SalesMachine(RuleBasedStateMachine):
+class SalesMachine(SalesModel, RuleBasedStateMachine):
     servers: Servers  # set by the test
 
     def __init__(self) -> None:
-        super().__init__()
+        RuleBasedStateMachine.__init__(self)
+        SalesModel.__init__(self)
         self.runner = asyncio.Runner()
-        self.runtime = TestRuntime()
-        self.offers: dict[str, ModelOffer] = {}
-        self.holds: dict[str, ModelHold] = {}
         self.attempts: dict[str, tuple[str, str]] = {}  # payment -> order, outcome
-        self.money = 0
         self.last: Any = None
 
     def run(self, work: Coroutine[Any, Any, Answer]) -> Answer:
@@ -108,6 +70,8 @@ class SalesMachine(RuleBasedStateMachine):
         self.offers[fresh] = ModelOffer(3, fresh=True, order_limit=LIMIT)
         first_paid = await self.shelf.offer(total=2, price_minor=PRICE, limit=LIMIT, selling_policy="first_paid")
         self.offers[first_paid] = ModelOffer(2, limit=LIMIT, first_paid=True)
+        waitlist = await self.shelf.offer(total=2, price_minor=PRICE, limit=LIMIT, selling_policy="waitlist")
+        self.offers[waitlist] = ModelOffer(2, limit=LIMIT, line=[])
 
     def teardown(self) -> None:
         if hasattr(self, "engines"):
@@ -132,42 +96,6 @@ class SalesMachine(RuleBasedStateMachine):
             if hold.state == "sold" and hold.returned == hold.quantity:
                 expected = "refunded"
             assert (order.state if order else None) == expected, hold
-
-    # --- the model --------------------------------------------------------------------------------------------------------------------
-
-    def available(self, offer: str) -> int:
-        return self.offers[offer].total - sum(hold.units for hold in self.holds.values() if hold.offer == offer)
-
-    def due(self, hold: ModelHold) -> bool:
-        return 0 < hold.deadline <= self.runtime.now_ms()
-
-    def move(self, hold: ModelHold, state: str, deadline: int = 0) -> None:
-        hold.state, hold.deadline = state, deadline
-
-    def settle(self) -> None:
-        for hold in self.holds.values():
-            if self.due(hold):
-                self.move(hold, {"held": "expired", "ordered": "lapsed"}[hold.state])
-
-    def expect_reserve(self, viewer: str, offer: str, quantity: int, key: str, *, escrow: bool) -> str:
-        self.settle()
-        name, terms = hold_id("room1", viewer, key), self.offers[offer]
-        before = self.holds.get(name)
-        if before:
-            return "held again" if (before.offer, before.quantity, before.escrow) == (offer, quantity, escrow) else "key_reused"
-        if terms.paused:
-            return "closed"
-        if terms.order_limit and not escrow and quantity > terms.order_limit:
-            return "order_limit"
-        mine = [hold for hold in self.holds.values() if (hold.offer, hold.viewer, hold.escrow) == (offer, viewer, False)]
-        taken = sum(hold.quantity for hold in mine if hold.state in {"held", "ordered", "sold"})
-        if terms.limit and not escrow and taken + quantity > terms.limit:
-            return "limit"
-        if quantity > self.available(offer):
-            return "exhausted"
-        expires = 0 if escrow else self.runtime.now_ms() + HOLD_MS
-        self.holds[name] = ModelHold(offer, viewer, quantity, "held", expires, expires, escrow, first_paid=terms.first_paid and not escrow)
-        return "held"
 
     def pick(self, number: int, *states: str) -> tuple[str, ModelHold]:
         """Three times out of four one in these states, where the command has something to do; else any."""
@@ -194,6 +122,34 @@ class SalesMachine(RuleBasedStateMachine):
             self.do_place(name, "p1", True)
             if started:
                 self.do_pay(name, "m1")
+
+    @rule(viewer=VIEWERS, number=PICK, quantity=st.sampled_from([1, LIMIT]), key=KEYS)
+    def wait(self, viewer: str, number: int, quantity: int, key: str) -> None:
+        lines = sorted(offer for offer, terms in self.offers.items() if terms.line is not None) if number % 8 else sorted(self.offers)
+        offer = lines[number % len(lines)]
+        expected = self.expect_wait(viewer, offer, quantity, key)
+        try:
+            answer = self.run(inventory.wait(self.engines, viewer_id=viewer, offer_id=offer, quantity=quantity, key=key))
+        except AppError as refused:
+            assert refused.code.word == expected
+            return
+        assert answer.outcome + (" again" if answer.repeated else "") == expected
+        if answer.outcome == "waiting":
+            assert answer.ahead == (self.offers[offer].line or []).index(answer.wait or "")
+
+    @precondition(lambda self: any(hold.waited for hold in self.holds.values()))
+    @rule(number=PICK, stranger=st.booleans())
+    def leave(self, number: int, stranger: bool) -> None:
+        waits = sorted(name for name, hold in self.holds.items() if hold.waited)
+        name = waits[number % len(waits)]
+        hold = self.holds[name]
+        answer = self.run(inventory.leave(self.engines, viewer_id="stranger" if stranger else hold.viewer, wait_id=name))
+        if not stranger and hold.state == "waiting":
+            (self.offers[hold.offer].line or []).remove(name)
+            hold.state = "released"
+            self.serve()
+        words = {"released": "left", "closed": "closed"}
+        assert answer.outcome == ("unknown" if stranger else words.get(hold.state, "served"))
 
     @rule(number=PICK, key=KEYS)
     def reserve_prize(self, number: int, key: str) -> None:
@@ -230,7 +186,7 @@ class SalesMachine(RuleBasedStateMachine):
             return
         if hold.state == "held":
             self.move(hold, "expired" if self.due(hold) else "released")
-        words = {"cancelled": "released", "lapsed": "expired"}
+        words = {"cancelled": "released", "lapsed": "expired", "waiting": "unknown", "closed": "unknown"}
         assert answer.outcome == words.get(hold.state, hold.state)
 
     @precondition(lambda self: self.holds)
@@ -249,23 +205,6 @@ class SalesMachine(RuleBasedStateMachine):
         assert answer.outcome + (" again" if answer.repeated else "") == expected
         if answer.order:
             assert answer.amount_minor == PRICE * hold.quantity
-
-    def expect_place(self, hold: ModelHold, key: str, accepted: bool) -> str:
-        if hold.escrow:
-            return "unknown"
-        if hold.place_key:
-            return "key_reused" if hold.place_key == key and hold.accepted != accepted else "placed again"
-        if hold.state == "held" and self.due(hold):
-            self.move(hold, "expired")
-        if hold.state != "held":
-            return hold.state
-        if hold.first_paid and self.available(hold.offer) < hold.quantity:
-            return "exhausted"
-        if self.offers[hold.offer].fresh and not accepted:
-            return "policy_not_accepted"
-        hold.place_key, hold.accepted = key, accepted
-        self.move(hold, "ordered", self.runtime.now_ms() + PAY_MS)
-        return "placed"
 
     @precondition(lambda self: self.holds)
     @rule(number=PICK)
@@ -312,20 +251,6 @@ class SalesMachine(RuleBasedStateMachine):
         expected = outcome or self.expect_money(self.holds[name], attempt)
         self.attempts[attempt] = (name, expected)
         assert self.run(self._notify(attempt)) == expected
-
-    def expect_money(self, hold: ModelHold, attempt: str) -> str:
-        refusals = {"sold": "paid_twice", "cancelled": "order_cancelled"}
-        if hold.state in refusals:
-            return refusals[hold.state]
-        if hold.state == "lapsed" and self.available(hold.offer) < hold.quantity:
-            return "late_and_sold_out"
-        if hold.first_paid and self.available(hold.offer) < hold.quantity:
-            self.move(hold, "cancelled")
-            return "sold_out"
-        self.move(hold, "sold")
-        hold.paid_by = attempt
-        self.money += PRICE * hold.quantity
-        return "paid"
 
     async def _notify(self, attempt: str) -> str:
         async with self.engines.sql.read() as session:
@@ -429,6 +354,7 @@ class SalesMachine(RuleBasedStateMachine):
     def adds_up(self) -> None:
         if not self.offers:
             return
+        self.serve()
         assert self.run(audit_stock(self.engines, ["room1"], after_intake=False)) == []
         stock = self.run(inventory.read_stock(self.engines, "room1"))
         for offer, terms in self.offers.items():

@@ -30,6 +30,7 @@ class SellingPolicy(StrEnum):
     """When stock is taken for a viewer. Set when the offer is listed, for good: holds that run were promised something."""
 
     HOLD = "hold"  # at once, until a deadline
+    WAITLIST = "waitlist"  # as `hold`, and what comes back goes to who waits in line
     FIRST_PAID = "first_paid"  # when the payment is in; whoever pays after the last unit gets the money back
 
 
@@ -103,6 +104,10 @@ def problems_of_terms(terms: OfferTerms) -> list[str]:
         (_within(price, low, high), "price_minor: outside the limits price_min_minor, price_max_minor"),
         (window_is_valid(terms.opens_at, terms.closes_at), "closes_at: the window closes before it opens"),
         (terms.selling_policy in set(SellingPolicy), f"selling_policy: one of {', '.join(SellingPolicy)}"),
+        (
+            terms.selling_policy != SellingPolicy.WAITLIST or terms.limit_per_viewer > 0,
+            "limit_per_viewer: an offer with a waiting line needs one, or one viewer could fill the line",
+        ),
         (terms.return_policy in set(ReturnPolicy), f"return_policy: one of {', '.join(ReturnPolicy)}"),
     )
     return [text for ok, text in checks if not ok]

@@ -1,18 +1,26 @@
--- Moves holds from one state to the next, a batch at a time. Runs after sales.lua, which states KEYS, ARGV and the reply, stock.lua
--- and order.lua, the steps of an order.
+-- Moves holds from one state to the next, a batch at a time. Runs after sales.lua, which states KEYS, ARGV and the reply,
+-- stock.lua, terms.lua, line.lua and order.lua, the steps of an order.
 --   held -> released | expired | ordered | sold (an escrow's award)      ordered -> cancelled | lapsed | sold
 --   lapsed -> sold only by the late-pay rule: the money came after the deadline, and stock is left.
 --   ordered -> cancelled also when the money of a first-paid order comes and nothing is left: it goes back with the reason `sold_out`.
+--   waiting -> held, by line.lua when its turn comes, | released (it left the line) | closed (the line ended)
 -- No other step exists; asked for one, a hold answers with the state that it is in. `sold` may give units back to the shelf, once each.
 --
 -- Member: act, id, and by act:
---   release viewer · place viewer key digest ttl accepted name address · cancel viewer · confirm payment provider amount
+--   release viewer · leave viewer · place viewer key digest ttl accepted name address · cancel viewer · confirm payment provider amount
 --   award viewer winner prize name · give_back refund quantity
 -- Answer: word, repeated, and for `place` price, quantity, currency, pay_by.
 function act.release(member)
   local hold = owned(member)
   if not hold then return {word = 'unknown'} end
   if hold.state == 'held' then move(member.id, hold, is_due(hold) and 'expired' or 'released') end
+  return {word = hold.state}
+end
+
+function act.leave(member)
+  local hold = hold_of(member.id)
+  if not hold or hold.viewer ~= member.viewer or not hold.turn then return {word = 'unknown'} end
+  if hold.state == 'waiting' then end_wait(member.id, hold, 'released') end
   return {word = hold.state}
 end
 
@@ -48,5 +56,5 @@ end
 
 local answers = {}
 for index, member in ipairs(cjson.decode(ARGV[5])) do answers[index] = act[member.act](member) end
-commit()
+finish()
 return cjson.encode(answers)

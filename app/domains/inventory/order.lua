@@ -1,10 +1,9 @@
 -- What becomes of a hold as an order: placed, cancelled, paid. Included in move.lua, which states KEYS, ARGV, members and answers.
-local frozen = redis.call('HGET', ROOM, 'frozen') == '1'
 local act = {}
 
-local function owned(member)
+local function owned(member)  -- who waits, or waited in vain, has no hold yet
   local hold = hold_of(member.id)
-  return hold and hold.viewer == member.viewer and hold
+  return hold and hold.viewer == member.viewer and hold.state ~= 'waiting' and hold.state ~= 'closed' and hold
 end
 
 local function placed_answer(hold, again)
@@ -18,7 +17,7 @@ function act.place(member)
   if hold.place_key then return placed_answer(hold, true) end
   if hold.state == 'held' and is_due(hold) then move(member.id, hold, 'expired') end
   if hold.state ~= 'held' then return {word = hold.state} end
-  if frozen then return {word = 'frozen'} end
+  if is_frozen() then return {word = 'frozen'} end
   local offer = offer_of(hold.offer)
   if hold.first_paid and (not offer or offer.available < hold.quantity) then return {word = 'exhausted'} end
   if hold.policy == 'fresh_no_return' and not member.accepted then return {word = 'policy_not_accepted'} end

@@ -13,11 +13,13 @@ from enum import StrEnum
 from msgspec import Struct, field
 
 from app.core.ids import derived_tail, scoped_id
-from app.protocol.commands import ReleaseOutcome, ReserveOutcome
+from app.protocol.commands import LeaveOutcome, ReleaseOutcome, ReserveOutcome, WaitOutcome
 from app.protocol.order_commands import CancelOutcome, PlaceOutcome
 
 
 class HoldState(StrEnum):
+    WAITING = "waiting"  # in the offer's line: it takes no units yet
+    CLOSED = "closed"  # it waited in vain
     HELD = "held"
     ORDERED = "ordered"
     SOLD = "sold"
@@ -51,6 +53,7 @@ class Stock(Struct, frozen=True, kw_only=True):
     sold: int
     short: int = 0
     holds: int = 0
+    waiting: int = 0  # who stands in its line
     session: str = ""
     state: str = "listed"
     version: int = 0
@@ -70,6 +73,8 @@ class Hold(Struct, frozen=True, kw_only=True):
     policy: str
     escrow: bool
     first_paid: bool = False  # nothing is set aside: it takes units when it is sold
+    turn: int = 0  # in the offer's line; 0: it never waited
+    since: int = 0
     deadline: int
     expires: int
     name: str = ""
@@ -89,6 +94,8 @@ class ReserveAnswer(Struct, frozen=True, kw_only=True):
     available: int | None = None
     first_paid: bool = False
     repeated: bool = False
+    waiting: int | None = None  # in the offer's line; None: it has none
+    ahead: int | None = None
 
 
 class MoveAnswer(Struct, frozen=True, kw_only=True):
@@ -114,6 +121,7 @@ class RoomBooks(Struct, frozen=True, kw_only=True):
     holds: dict[str, Hold]
     counts: dict[str, int] = field(default_factory=dict[str, int])  # "offer|viewer" -> units
     deadlines: dict[str, int] = field(default_factory=dict[str, int])  # hold -> ms
+    line: list[str] = field(default_factory=list[str])  # "offer|turn|hold"
 
 
 # A script knows only the hold's state; the viewer hears what it means for the command. None: an error, not an outcome.
@@ -126,6 +134,13 @@ RELEASE_WORDS = {
     "ordered": ReleaseOutcome.ORDERED,
     "sold": ReleaseOutcome.SOLD,
 }
+LEAVE_WORDS = {
+    "unknown": LeaveOutcome.UNKNOWN,
+    "released": LeaveOutcome.LEFT,
+    "closed": LeaveOutcome.CLOSED,
+    **dict.fromkeys(("held", "ordered", "sold", "expired", "cancelled", "lapsed"), LeaveOutcome.SERVED),
+}
+WAIT_WORDS = {outcome.value: outcome for outcome in WaitOutcome} | {"released": WaitOutcome.LEFT}
 CANCEL_WORDS = {
     "unknown": CancelOutcome.UNKNOWN,
     "cancelled": CancelOutcome.CANCELLED,
@@ -136,12 +151,18 @@ PLACE_WORDS = {outcome.value: outcome for outcome in PlaceOutcome}
 RESERVE_WORDS = {outcome.value: outcome for outcome in ReserveOutcome}
 
 _STOCK_STATES = {HoldState.HELD: "held", HoldState.ORDERED: "ordered", HoldState.SOLD: "sold"}
+_COUNTED_STATES = (HoldState.WAITING, *_STOCK_STATES)
 _OPEN_STATES = (HoldState.HELD, HoldState.ORDERED)
 
 
 def hold_id(room_id: str, viewer_id: str, key: str) -> str:
     """Derived from viewer and key: the hold is its own idempotency record."""
     return scoped_id(room_id, derived_tail(viewer_id, key))
+
+
+def wait_id(room_id: str, viewer_id: str, key: str) -> str:
+    """Of a place in a line, and of the hold that it becomes. The key may have been used to reserve: that is another command."""
+    return scoped_id(room_id, derived_tail("wait", viewer_id, key))
 
 
 def find_faults(room_id: str, books: RoomBooks) -> list[str]:
@@ -152,7 +173,7 @@ def find_faults(room_id: str, books: RoomBooks) -> list[str]:
         if counter and hold.offer in sums and (counter == "sold" or not hold.first_paid):
             sums[hold.offer][counter] += hold.quantity - (hold.returned if counter == "sold" else 0)
     faults = [fault for offer_id, stock in books.offers.items() for fault in _offer_faults(offer_id, stock, sums[offer_id])]
-    return [f"{room_id}: {fault}" for fault in (*faults, *_deadline_faults(books), *_count_faults(books))]
+    return [f"{room_id}: {fault}" for fault in (*faults, *_deadline_faults(books), *_count_faults(books), *_line_faults(books))]
 
 
 def _offer_faults(offer_id: str, stock: Stock, sums: Mapping[str, int]) -> list[str]:
@@ -175,10 +196,20 @@ def _deadline_faults(books: RoomBooks) -> list[str]:
 def _count_faults(books: RoomBooks) -> list[str]:
     counts: dict[str, int] = {}
     for hold in books.holds.values():
-        if hold.state in _STOCK_STATES and not hold.escrow:
+        if hold.state in _COUNTED_STATES and not hold.escrow:
             field_name = f"{hold.offer}|{hold.viewer}"
             counts[field_name] = counts.get(field_name, 0) + hold.quantity
     return [f"count {name}: {units} is not in both places" for name, units in sorted(counts.items() ^ books.counts.items())]
+
+
+def _line_faults(books: RoomBooks) -> list[str]:
+    waits = {f"{hold.offer}|{hold.turn:012d}|{name}" for name, hold in books.holds.items() if hold.state == HoldState.WAITING}
+    faults = [f"wait {name}: it is not in both places" for name in sorted(waits ^ set(books.line))]
+    for offer_id, stock in books.offers.items():
+        length = sum(name.startswith(f"{offer_id}|") for name in waits)
+        if stock.waiting != length:
+            faults.append(f"offer {offer_id}: {stock.waiting} wait, its line says {length}")
+    return faults
 
 
 def stock_levels(offers: Mapping[str, Stock], sessions: Mapping[str, str]) -> dict[str, int]:

@@ -4,10 +4,11 @@
 -- KEYS  1: offers, hash id -> JSON   2: holds, hash id -> JSON   3: counts, hash offer|viewer -> units
 --       4: deadlines, sorted set of open holds   5: outbox stream   6: sessions, hash: `s:`session -> state, frozen
 --       7: memories, sorted set: when to forget a hold that has ended, `o:`offer or `s:`session
+--       8: line, sorted set of offer|turn|hold in the order of the names: who waits for which offer
 -- ARGV  1: now in ms, 0 for the engine's clock   2: how long what has ended is remembered, ms   3: most deadlines to settle at once
 --       4: outbox entries from which on new sales are refused   5: members, a JSON list
 -- Reply: a JSON list with one object a member, `word` first.
-local OFFERS, HOLDS, COUNTS, DEADLINES, OUTBOX, ROOM, MEMORIES = unpack(KEYS)
+local OFFERS, HOLDS, COUNTS, DEADLINES, OUTBOX, ROOM, MEMORIES, LINE = unpack(KEYS)
 local now, keep_ms, settle_max = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 if now == 0 then
   local time = redis.call('TIME')
@@ -15,7 +16,7 @@ if now == 0 then
 end
 
 local cache, dirty = {[OFFERS] = {}, [HOLDS] = {}}, {[OFFERS] = {}, [HOLDS] = {}}
-local counts, deadlines, memories, entries, placed, ended = {}, {}, {}, {}, {}, {}
+local counts, deadlines, memories, line, entries, placed, ended = {}, {}, {}, {}, {}, {}, {}
 
 local function record(key, id)
   local found = cache[key][id]
@@ -30,6 +31,13 @@ end
 local function offer_of(id) return record(OFFERS, id) end
 local function hold_of(id) return record(HOLDS, id) end
 local function keep(key, id, value) cache[key][id], dirty[key][id] = value, value end  -- a value of `false` forgets it
+
+local frozen
+
+local function is_frozen()  -- no new holds, no new orders
+  if frozen == nil then frozen = redis.call('HGET', ROOM, 'frozen') == '1' end
+  return frozen
+end
 
 local function tell(kind, data) entries[#entries + 1] = {kind, data} end
 
@@ -70,5 +78,6 @@ local function commit()
   write(COUNTS, counts, 'HSET', 'HDEL')
   write(DEADLINES, deadlines, 'ZADD', 'ZREM', true)
   write(MEMORIES, memories, 'ZADD', 'ZREM', true)
+  write(LINE, line, 'ZADD', 'ZREM', true)
   for _, entry in ipairs(entries) do redis.call('XADD', OUTBOX, '*', 't', entry[1], 'd', cjson.encode(entry[2])) end
 end

@@ -18,8 +18,10 @@ from app.domains.catalogue.tables import Offer
 from app.domains.inventory import store
 from app.domains.inventory.rules import (
     CANCEL_WORDS,
+    LEAVE_WORDS,
     RELEASE_WORDS,
     RESERVE_WORDS,
+    WAIT_WORDS,
     Hold,
     MoveAnswer,
     RoomBooks,
@@ -28,10 +30,11 @@ from app.domains.inventory.rules import (
     find_faults,
     hold_id,
     stock_levels,
+    wait_id,
 )
 from app.protocol.channels import room_channel, user_channel
 from app.protocol.codes import KEY_REUSED, NOT_FOUND
-from app.protocol.commands import Released, Reserved, ReserveOutcome
+from app.protocol.commands import Left, Released, Reserved, ReserveOutcome, Waiting, WaitOutcome
 from app.protocol.events import (
     Event,
     HoldEnded,
@@ -46,6 +49,7 @@ from app.protocol.events import (
     SessionInterrupted,
     SessionResumed,
     SessionWentLive,
+    WaitEnded,
     encode_event,
 )
 from app.protocol.order_commands import CancelOutcome
@@ -72,13 +76,10 @@ async def reserve(
         "escrow": escrow,
     }
     answer = await engines.group_commit("reserve", store.reserve_batch).submit(room_id, member)
-    if answer.word == "unknown":
-        raise AppError(NOT_FOUND, f"there is no offer {offer_id} on a shelf")
-    if answer.word == "key_reused":
-        raise AppError(KEY_REUSED, "this key has already reserved another offer or quantity; take a new key")
+    _refuse_mistakes(answer.word, offer_id)
     outcome = RESERVE_WORDS[answer.word]
     if outcome is not ReserveOutcome.HELD:
-        return Reserved(outcome=outcome, offer=offer_id, quantity=quantity, available=answer.available)
+        return Reserved(outcome=outcome, offer=offer_id, quantity=quantity, available=answer.available, waiting=answer.waiting)
     return Reserved(
         outcome=outcome,
         offer=offer_id,
@@ -91,10 +92,57 @@ async def reserve(
     )
 
 
+def _refuse_mistakes(word: str, offer_id: str) -> None:
+    if word == "unknown":
+        raise AppError(NOT_FOUND, f"there is no offer {offer_id} on a shelf")
+    if word == "key_reused":
+        raise AppError(KEY_REUSED, "this key was used for another offer or quantity; take a new key")
+
+
 async def release(engines: Engines, *, viewer_id: str, hold_id: str) -> Released:
     """Gives a hold back, also one in escrow. Again: the same answer."""
     answer = await _move(engines, hold_id, act="release", viewer=viewer_id)
     return Released(outcome=RELEASE_WORDS[answer.word], hold=hold_id)
+
+
+async def wait(engines: Engines, *, viewer_id: str, offer_id: str, quantity: int, key: str) -> Waiting:
+    """A place in the offer's line, or a hold at once if it is the viewer's turn. The same key again: how it stands now."""
+    room_id = scope(offer_id, "offer")
+    member = {
+        "id": wait_id(room_id, viewer_id, key),
+        "viewer": viewer_id,
+        "offer": offer_id,
+        "quantity": quantity,
+        "ttl": engines.settings.hold_ttl_s * 1000,
+        "escrow": False,
+        "line_max": engines.settings.waitlist_length_max,
+    }
+    answer = await engines.group_commit("reserve", store.reserve_batch).submit(room_id, member)
+    _refuse_mistakes(answer.word, offer_id)
+    outcome = WAIT_WORDS[answer.word]
+    stands = outcome in {WaitOutcome.WAITING, WaitOutcome.HELD}
+    return Waiting(
+        outcome=outcome,
+        offer=offer_id,
+        quantity=quantity,
+        wait=str(member["id"]) if stands else None,
+        ahead=answer.ahead,
+        waiting=answer.waiting,
+        expires_at=at_text(answer.expires) if answer.expires else None,
+        price_minor=answer.price,
+        repeated=answer.repeated,
+    )
+
+
+async def leave(engines: Engines, *, viewer_id: str, wait_id: str) -> Left:
+    """Gives a place in a line up. Again: the same answer."""
+    answer = await _move(engines, wait_id, act="leave", viewer=viewer_id)
+    return Left(outcome=LEAVE_WORDS[answer.word], wait=wait_id)
+
+
+async def list_line(engines: Engines, offer_id: str, *, after_turn: int, limit: int) -> list[tuple[str, Hold]]:
+    """Who waits for an offer, in turn."""
+    return await store.list_line(engines, scope(offer_id, "offer"), offer_id, after_turn=after_turn, limit=limit)
 
 
 async def place_hold(
@@ -269,11 +317,23 @@ def _ms(at: datetime | None) -> int:
 async def take_in_holds(work: Work, entries: list[OutboxEntry]) -> None:
     """Notes the holds and tells the viewer's other devices; a row a batch, since a flash sale places tens of thousands a second."""
     _note_holds(work, entries)
-    publications = [
-        Publication(user_channel(hold["viewer"]), encode_event(_hold_event(entry, hold)), once=f"{entry.id}:{hold['hold']}")
-        for entry in entries
-        for hold in entry.data["holds"]
-    ]
+    events = [(hold["viewer"], _hold_event(entry, hold), f"{entry.id}:{hold['hold']}") for entry in entries for hold in entry.data["holds"]]
+    await _tell_viewers(work, events)
+
+
+async def take_in_waits(work: Work, entries: list[OutboxEntry]) -> None:
+    """Who waited in vain, or no longer wants to. SQL knows no lines."""
+    events: list[tuple[str, Event, str]] = []
+    for entry in entries:
+        for wait in entry.data["waits"]:
+            ended = WaitEnded(at=at_text(entry.at_ms), wait=wait["wait"], offer=wait["offer"], outcome=wait["outcome"])
+            events.append((wait["viewer"], ended, f"{entry.id}:{wait['wait']}"))
+    await _tell_viewers(work, events)
+
+
+async def _tell_viewers(work: Work, events: list[tuple[str, Event, str]]) -> None:
+    """Viewer, event, and what makes a repetition known."""
+    publications = [Publication(user_channel(viewer), encode_event(event), once=once) for viewer, event, once in events]
     try:
         await work.engines.streams.publish_all(publications)
     except (RedisError, OSError) as failure:
@@ -299,6 +359,8 @@ def _hold_event(entry: OutboxEntry, hold: dict[str, Any]) -> Event:
             quantity=hold["quantity"],
             expires_at=at_text(hold["expires"]),
             set_aside=not hold.get("first_paid", False),
+            promoted=hold.get("promoted", False),
+            price_minor=hold.get("price"),
         )
     return HoldEnded(at=at, hold=hold["hold"], offer=hold["offer"], outcome=hold["outcome"])
 

@@ -3,6 +3,7 @@
 -- Of each offer: total + short = available + held + ordered + sold. `short` is what a cut of the total owes to promises already made.
 -- A hold of an offer that goes to who pays first (`first_paid`) takes no unit before it is sold, and counts towards its viewer's limit.
 local BUCKET = {held = 'held', ordered = 'ordered', sold = 'sold'}  -- the counter of a state; the other states hold no stock
+local COUNTED = {waiting = true, held = true, ordered = true, sold = true}  -- the states that count towards a viewer's limit
 
 local function is_due(hold) return hold.deadline > 0 and hold.deadline <= now end
 
@@ -30,8 +31,8 @@ local function move(id, hold, to, deadline, reason)
     if into then offer[into] = offer[into] + hold.quantity else give(offer, hold.quantity) end
     keep(OFFERS, hold.offer, offer)
   end
-  if BUCKET[hold.state] and not BUCKET[to] then add_count(hold, -hold.quantity)
-  elseif BUCKET[to] and not BUCKET[hold.state] then add_count(hold, hold.quantity) end
+  if COUNTED[hold.state] and not COUNTED[to] then add_count(hold, -hold.quantity)
+  elseif COUNTED[to] and not COUNTED[hold.state] then add_count(hold, hold.quantity) end
   if to == 'released' or to == 'expired' then
     ended[#ended + 1] = {hold = id, viewer = hold.viewer, offer = hold.offer, outcome = to}
   elseif to == 'cancelled' or to == 'lapsed' then
@@ -41,6 +42,13 @@ local function move(id, hold, to, deadline, reason)
   deadlines[id] = deadline or false
   memories[id] = not deadline and now + keep_ms
   keep(HOLDS, id, hold)
+end
+
+local function note_placed(id, hold)
+  placed[#placed + 1] = {
+    hold = id, viewer = hold.viewer, offer = hold.offer, quantity = hold.quantity, expires = hold.expires,
+    first_paid = hold.first_paid, promoted = hold.promoted, price = hold.promoted and hold.price or nil,
+  }
 end
 
 local function settle_due()  -- bounded; what it leaves, the next call or the expiry loop takes

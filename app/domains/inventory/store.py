@@ -21,7 +21,7 @@ from app.storage.work import Engines
 Answer = TypeVar("Answer")
 
 _HERE = Path(__file__).parent
-_SHARED = (_HERE / "sales.lua", _HERE / "stock.lua")
+_SHARED = tuple(_HERE / f"{part}.lua" for part in ("sales", "stock", "terms", "line"))
 _reserve = Script(_HERE / "reserve.lua", after=_SHARED)
 _move = Script(_HERE / "move.lua", after=(*_SHARED, _HERE / "order.lua"))
 _sweep = Script(_HERE / "sweep.lua", after=_SHARED)
@@ -46,6 +46,7 @@ def sales_keys(room_id: str) -> list[str]:
         outbox_key(room_id),
         f"{tag}:sessions",
         f"{tag}:memories",
+        f"{tag}:line",
     ]
 
 
@@ -82,9 +83,19 @@ async def fetch_hold(engines: Engines, room_id: str, hold_id: str) -> Hold | Non
     return _hold.decode(raw) if raw else None
 
 
+async def list_line(engines: Engines, room_id: str, offer_id: str, *, after_turn: int, limit: int) -> list[tuple[str, Hold]]:
+    """Who waits for an offer, in turn."""
+    _, holds_key, *_, line_key = sales_keys(room_id)
+    start, end = f"({offer_id}|{after_turn:012d}}}", f"({offer_id}}}"
+    names = cast("list[bytes]", await engines.sales.zrangebylex(line_key, start, end, start=0, num=limit))
+    ids = [name.decode().rpartition("|")[2] for name in names]
+    raw = cast("list[bytes | None]", await engines.sales.hmget(holds_key, ids)) if ids else []
+    return [(hold_id, _hold.decode(text)) for hold_id, text in zip(ids, raw, strict=True) if text]
+
+
 async def list_stock(engines: Engines, room_id: str) -> tuple[dict[str, Stock], dict[str, str]]:
     """The room's offers, and the state of its sessions."""
-    offers_key, *_, room_key, _memories = sales_keys(room_id)
+    offers_key, *_, room_key, _memories, _line = sales_keys(room_id)
     async with engines.sales.pipeline(transaction=False) as pipeline:
         pipeline.hgetall(offers_key)
         pipeline.hgetall(room_key)
@@ -95,17 +106,19 @@ async def list_stock(engines: Engines, room_id: str) -> tuple[dict[str, Stock], 
 
 async def read_books(engines: Engines, room_id: str) -> RoomBooks:
     """Everything, in one step: for checks, not for the hot path."""
-    offers_key, holds_key, counts_key, deadlines_key, *_ = sales_keys(room_id)
+    offers_key, holds_key, counts_key, deadlines_key, *_, line_key = sales_keys(room_id)
     async with engines.sales.pipeline(transaction=True) as pipeline:
         for key in (offers_key, holds_key, counts_key):
             pipeline.hgetall(key)
         pipeline.zrange(deadlines_key, 0, -1, withscores=True)
-        offers, holds, counts, deadlines = await pipeline.execute()
+        pipeline.zrange(line_key, 0, -1)
+        offers, holds, counts, deadlines, line = await pipeline.execute()
     return RoomBooks(
         offers={name.decode(): _stock.decode(raw) for name, raw in offers.items()},
         holds={name.decode(): _hold.decode(raw) for name, raw in holds.items()},
         counts={name.decode(): int(raw) for name, raw in counts.items()},
         deadlines={name.decode(): int(score) for name, score in deadlines},
+        line=[name.decode() for name in line],
     )
 
 

@@ -1,4 +1,4 @@
--- Ends what has run out and forgets what ended long ago, in bounded numbers. Runs after stock.lua and sales.lua, which states KEYS and
+-- Ends what has run out and forgets what ended long ago, in bounded numbers. Runs after line.lua and sales.lua, which states KEYS and
 -- ARGV (no members).
 -- A sold hold is remembered for as long as its offer: it counts towards its viewer's limit, and the sums are checked against it.
 --
@@ -8,7 +8,7 @@
 -- is left of the room's sales. (Its outbox stays, without entries: it remembers its last id, which a clock set back must not undercut.)
 local function forget_offer(member, id)
   local offer = offer_of(id)
-  if offer and offer.held + offer.ordered > 0 then
+  if offer and offer.held + offer.ordered + waiting(offer) > 0 then
     memories[member] = now + keep_ms
   else
     keep(OFFERS, id, false)
@@ -41,13 +41,27 @@ local function forget_session(member, id)
   redis.call('HDEL', ROOM, 's:' .. id)
 end
 
+local function tend_lines(most)  -- serves what a bounded call left, and ends the lines of what sells no more
+  local from, done = '-', 0
+  while done < most do
+    local first = redis.call('ZRANGEBYLEX', LINE, from, '+', 'LIMIT', 0, 1)[1]
+    if not first then break end
+    local id = first:match('^(.-)|')
+    local offer = offer_of(id)
+    if is_over(offer) then done = done + end_line(id, most - done) else serve_line(id, offer) end
+    from = '(' .. id .. '}'
+  end
+  return done
+end
+
 local settled = settle_due()
-local taken_in = redis.call('XLEN', OUTBOX) == 0 and #entries + #ended == 0
+settled = math.max(settled, tend_lines(settle_max))
+local taken_in = redis.call('XLEN', OUTBOX) == 0 and #entries + #ended + #placed + #waits_ended == 0
 local old = taken_in and redis.call('ZRANGEBYSCORE', MEMORIES, '-inf', now, 'LIMIT', 0, settle_max) or {}
 for _, member in ipairs(old) do
   local kind, id = member:sub(1, 2), member:sub(3)
   if kind == 'o:' then forget_offer(member, id) elseif kind == 's:' then forget_session(member, id) else forget_hold(member) end
 end
-commit()
-local empty = redis.call('EXISTS', OFFERS, HOLDS, COUNTS, DEADLINES, MEMORIES, ROOM) == 0 and redis.call('XLEN', OUTBOX) == 0
+finish()
+local empty = redis.call('EXISTS', OFFERS, HOLDS, COUNTS, DEADLINES, MEMORIES, ROOM, LINE) == 0 and redis.call('XLEN', OUTBOX) == 0
 return cjson.encode({settled = settled, forgotten = #old, empty = empty})

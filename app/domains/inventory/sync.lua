@@ -1,4 +1,4 @@
--- Brings the room's offers and sessions in line with SQL. Runs after stock.lua and sales.lua, which states KEYS, ARGV and the reply.
+-- Brings the room's offers and sessions in line with SQL. Runs after line.lua and sales.lua, which states KEYS, ARGV and the reply.
 -- Idempotent: an offer changes only to a higher version; a session that has ended stays ended. A change of the total moves `available`;
 -- what a cut takes beyond it is owed in `short`, so that nothing goes below zero. The counters of a known offer come from the engine alone.
 --
@@ -58,5 +58,5 @@ end
 
 local answers = {}
 for index, member in ipairs(cjson.decode(ARGV[5])) do answers[index] = {word = act[member.act](member)} end
-commit()
+finish()
 return cjson.encode(answers)

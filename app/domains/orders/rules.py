@@ -70,7 +70,7 @@ def state_of_hold(state: HoldState, *, overdue: bool) -> OrderState | None:
             return OrderState.CANCELLED
         case HoldState.LAPSED:
             return OrderState.EXPIRED
-        case HoldState.HELD | HoldState.RELEASED | HoldState.EXPIRED:
+        case HoldState.WAITING | HoldState.CLOSED | HoldState.HELD | HoldState.RELEASED | HoldState.EXPIRED:
             return None
         case _:
             assert_never(state)

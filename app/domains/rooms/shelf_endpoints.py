@@ -62,7 +62,7 @@ class OfferIn(BaseModel):
     closes_at: AwareDatetime | None = None
     return_policy: ReturnPolicy | None = None
     selling_policy: SellingPolicy = Field(
-        SellingPolicy.HOLD, description="`hold`: set aside until a deadline; `first_paid`: who pays first"
+        SellingPolicy.HOLD, description="`hold`: set aside until a deadline; `waitlist`: with a line; `first_paid`: who pays first gets it"
     )
     price_min_minor: Price | None = Field(None, description="the limits within which the host may set the price; null: none")
     price_max_minor: Price | None = None

@@ -2,7 +2,8 @@
 
 total + short = available + held + ordered + sold          of every offer, none below zero; a first-paid hold takes units when it is sold
 the counters are the sums over the holds' records          each hold in one known state
-a deadline for every open hold, and for nothing else       a viewer's count is what they hold, ordered and bought
+a deadline for every open hold, and for nothing else       a viewer's count is what they wait for, hold, ordered and bought
+a place in its offer's line for every hold that waits      nobody waits for what could be theirs
 orders in SQL <-> holds ordered or sold, one to one        offers.sold = units of paid orders, less what was returned
 """
 
@@ -17,7 +18,8 @@ from app.storage.work import Engines
 
 OPEN = {"held", "ordered"}
 HOLDING = {"held", "ordered", "sold"}
-STATES = HOLDING | {"released", "expired", "cancelled", "lapsed"}
+COUNTED = HOLDING | {"waiting"}
+STATES = COUNTED | {"released", "expired", "cancelled", "lapsed", "closed"}
 HOLD_STATE_OF = {
     "placed": "ordered",
     "paid": "sold",
@@ -32,25 +34,27 @@ async def audit_stock(engines: Engines, room_ids: Sequence[str], *, after_intake
     """Problems, one sentence each; empty when all adds up. `after_intake`: the outboxes are empty, so SQL is compared too."""
     problems: list[str] = []
     for room_id in room_ids:
-        offers, holds, counts, deadlines = await _read(engines, room_id)
-        problems += _sums(offers, holds) + _open_ends(holds, counts, deadlines)
+        offers, holds, counts, deadlines, line = await _read(engines, room_id)
+        problems += _sums(offers, holds) + _open_ends(holds, counts, deadlines) + _lines(offers, holds, line)
         if after_intake:
             problems += await _against_sql(engines, room_id, offers, holds)
     return problems
 
 
-async def _read(engines: Engines, room_id: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, int], dict[str, int]]:
+async def _read(engines: Engines, room_id: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, int], dict[str, int], list[str]]:
     tag = f"{{{room_id}}}"
     async with engines.sales.pipeline(transaction=True) as pipeline:
         for name in ("offers", "holds", "counts"):
             pipeline.hgetall(f"{tag}:{name}")
         pipeline.zrange(f"{tag}:deadlines", 0, -1, withscores=True)
-        offers, holds, counts, deadlines = await pipeline.execute()
+        pipeline.zrange(f"{tag}:line", 0, -1)
+        offers, holds, counts, deadlines, line = await pipeline.execute()
     return (
         {name.decode(): msgspec.json.decode(raw) for name, raw in offers.items()},
         {name.decode(): msgspec.json.decode(raw) for name, raw in holds.items()},
         {name.decode(): int(raw) for name, raw in counts.items()},
         {name.decode(): int(score) for name, score in deadlines},
+        [name.decode() for name in line],
     )
 
 
@@ -78,10 +82,22 @@ def _open_ends(holds: dict[str, Any], counts: dict[str, int], deadlines: dict[st
     due = {hold_id: hold["deadline"] for hold_id, hold in holds.items() if hold["state"] in OPEN and not hold["escrow"]}
     theirs: Counter[str] = Counter()
     for hold in holds.values():
-        if hold["state"] in HOLDING and not hold["escrow"]:
+        if hold["state"] in COUNTED and not hold["escrow"]:
             theirs[f"{hold['offer']}|{hold['viewer']}"] += hold["quantity"]
     problems = [] if due == deadlines else [f"deadlines differ from open holds: {sorted(due.items() ^ deadlines.items())}"]
     return problems if theirs == counts else [*problems, f"viewers' counts differ: {sorted(theirs.items() ^ counts.items())}"]
+
+
+def _lines(offers: dict[str, Any], holds: dict[str, Any], line: list[str]) -> list[str]:
+    waits = sorted(f"{hold['offer']}|{hold['turn']:012d}|{name}" for name, hold in holds.items() if hold["state"] == "waiting")
+    problems = [] if waits == line else [f"lines differ from holds that wait: {sorted(set(waits) ^ set(line))}"]
+    for offer_id, offer in offers.items():
+        mine = [name.rpartition("|")[2] for name in waits if name.startswith(f"{offer_id}|")]
+        if offer.get("waiting", 0) != len(mine):
+            problems.append(f"offer {offer_id} counts {offer.get('waiting')} who wait, they are {len(mine)}")
+        if mine and offer["state"] == "listed" and holds[mine[0]]["quantity"] <= offer["available"]:
+            problems.append(f"offer {offer_id} has units for {mine[0]}, who still waits")
+    return problems
 
 
 async def _against_sql(engines: Engines, room_id: str, offers: dict[str, Any], holds: dict[str, Any]) -> list[str]:
