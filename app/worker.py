@@ -27,7 +27,7 @@ from app.domains.integrations.service import deliver_webhooks, expire_webhook_de
 from app.domains.inventory.service import expire_sales, forget_hold_notes
 from app.domains.lottery.service import close_due_draws
 from app.domains.orders.payments import settle_sandbox_payments
-from app.domains.rooms.service import pulse_rooms
+from app.domains.rooms.service import pulse_rooms, take_price_steps
 from app.rest.idempotency import expire_idempotency_records
 from app.storage.announcements import announce_room
 from app.storage.durability import watch_durability
@@ -165,6 +165,7 @@ LOOPS: tuple[Loop, ...] = (
     Loop("announce", announce, 1000),
     Loop("pulse", pulse_rooms, 1000),
     Loop("expire_sales", expire_sales, 250),
+    Loop("take_price_steps", take_price_steps, 250),
     Loop("settle_sandbox_payments", settle_sandbox_payments, 250),
     Loop("close_due_draws", close_due_draws, 250),
     Loop("end_due_envelopes", end_due_envelopes, 500),

@@ -3,14 +3,18 @@
 Money is in minor units. A limit that is None does not bind.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from itertools import pairwise
+from typing import TypedDict
 
 from app.core.money import AMOUNT_MINOR_MAX
 
 STOCK_MAX = 10_000_000  # units of one offer: above it, it is a mistake
 LIMIT_UNITS_MAX = 999  # what one `inventory.reserve` may ask for
+PRICE_STEPS_MAX = 20  # of one offer, those to come
 OFFERS_PER_SESSION_MAX = 200  # a snapshot carries all of them to every viewer
 CURRENCIES = frozenset({"CNY", "USD", "EUR", "GBP", "HKD", "JPY", "KRW", "SGD", "MYR", "THB", "VND", "KWD", "BHD"})
 
@@ -32,6 +36,13 @@ class SellingPolicy(StrEnum):
     HOLD = "hold"  # at once, until a deadline
     WAITLIST = "waitlist"  # as `hold`, and what comes back goes to who waits in line
     FIRST_PAID = "first_paid"  # when the payment is in; whoever pays after the last unit gets the money back
+
+
+class PriceStep(TypedDict):
+    """From this moment of the engine's clock on, this price. Kept in the offer until it was taken."""
+
+    at_ms: int
+    price_minor: int
 
 
 class PriceDecision(StrEnum):
@@ -70,6 +81,16 @@ def offer_may_become(state: str, new_state: str) -> bool:
     return OfferState(new_state) in _NEXT_STATES[OfferState(state)]
 
 
+def steps_after(steps: Sequence[PriceStep], now_ms: int) -> list[PriceStep]:
+    return [step for step in steps if step["at_ms"] > now_ms]
+
+
+def price_at(price_minor: int, steps: Sequence[PriceStep], now_ms: int) -> int:
+    """The price that holds now: of the last step that is due."""
+    due = [step["price_minor"] for step in steps if step["at_ms"] <= now_ms]
+    return due[-1] if due else price_minor
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OfferTerms:
     """What an offer asks and promises."""
@@ -83,6 +104,7 @@ class OfferTerms:
     limit_per_order: int
     price_min_minor: int | None
     price_max_minor: int | None
+    price_steps: Sequence[PriceStep]
     opens_at: datetime | None
     closes_at: datetime | None
     return_policy: str
@@ -102,6 +124,7 @@ def problems_of_terms(terms: OfferTerms) -> list[str]:
         (0 <= terms.limit_per_order <= LIMIT_UNITS_MAX, f"limit_per_order: 0 (no limit) to {LIMIT_UNITS_MAX}"),
         (_limits_in_order(low, high), "price_min_minor, price_max_minor: the lower limit is above the upper one"),
         (_within(price, low, high), "price_minor: outside the limits price_min_minor, price_max_minor"),
+        (not (problem := _problem_of_steps(terms)), f"price_steps: {problem}"),
         (window_is_valid(terms.opens_at, terms.closes_at), "closes_at: the window closes before it opens"),
         (terms.selling_policy in set(SellingPolicy), f"selling_policy: one of {', '.join(SellingPolicy)}"),
         (
@@ -111,6 +134,20 @@ def problems_of_terms(terms: OfferTerms) -> list[str]:
         (terms.return_policy in set(ReturnPolicy), f"return_policy: one of {', '.join(ReturnPolicy)}"),
     )
     return [text for ok, text in checks if not ok]
+
+
+def _problem_of_steps(terms: OfferTerms) -> str:
+    steps = terms.price_steps
+    if len(steps) > PRICE_STEPS_MAX:
+        return f"at most {PRICE_STEPS_MAX}"
+    if any(first["at_ms"] >= second["at_ms"] for first, second in pairwise(steps)):
+        return "put them in the order of their times, each later than the one before"
+    prices = [step["price_minor"] for step in steps]
+    if not all(0 <= price <= terms.list_price_minor for price in prices):
+        return "each price is between 0 and the list price; raise the list price first"
+    if not all(_within(price, terms.price_min_minor, terms.price_max_minor) for price in prices):
+        return "a price is outside the limits price_min_minor, price_max_minor"
+    return ""
 
 
 def _limits_in_order(low: int | None, high: int | None) -> bool:

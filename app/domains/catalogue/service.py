@@ -8,6 +8,7 @@ These functions change rows and say nothing to anybody. Whoever changes an offer
 Live stock is not here: it is a reading of the engine that `inventory` owns.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
@@ -23,12 +24,15 @@ from app.domains.catalogue.rules import (
     OfferState,
     OfferTerms,
     PriceDecision,
+    PriceStep,
     ReturnPolicy,
     SellingPolicy,
     decide_price_change,
     offer_may_become,
+    price_at,
     problem_of_top_up,
     problems_of_terms,
+    steps_after,
     window_is_valid,
 )
 from app.domains.catalogue.tables import Offer, Product
@@ -66,6 +70,7 @@ class OfferDraft:
     selling_policy: str = SellingPolicy.HOLD
     price_min_minor: int | None = None
     price_max_minor: int | None = None
+    price_steps: Sequence[PriceStep] = ()
 
 
 # --- products -----------------------------------------------------------------------------------------------------------------------
@@ -153,6 +158,7 @@ async def create_offer(work: Work, *, room_id: str, session_id: str, currency: s
         version=1,
         created_at=work.now,
     )
+    _set_steps(offer, draft.price_steps)
     _copy_origin(offer, product)
     _check_terms(offer)
     work.session.add(offer)
@@ -181,6 +187,11 @@ def whole_ms(at: datetime | None) -> datetime | None:
         return None
     aware = at if at.tzinfo else at.replace(tzinfo=UTC)
     return aware.astimezone(UTC).replace(microsecond=aware.microsecond // 1000 * 1000)
+
+
+def _set_steps(offer: Offer, steps: Sequence[PriceStep]) -> None:
+    offer.price_steps = list(steps)
+    offer.next_step_at = datetime.fromtimestamp(steps[0]["at_ms"] / 1000, UTC) if steps else None
 
 
 async def fetch_offer(session: AsyncSession, offer_id: str) -> Offer | None:
@@ -224,7 +235,7 @@ def _text(at: datetime | None) -> str | None:
 async def change_price(work: Work, offer_id: str, price_minor: int, *, limits_bind: bool = True) -> Offer:
     """The same price again changes nothing. Raises AppError: not_found, conflict (withdrawn), bad_request, over_limit.
 
-    The list price follows upwards, since it cannot be below the price.
+    The list price follows upwards, since it cannot be below the price. Price steps to come stay; one that is due is overtaken.
     """
     offer = await _lock_shown(work, offer_id)
     decision = decide_price_change(
@@ -241,6 +252,7 @@ async def change_price(work: Work, offer_id: str, price_minor: int, *, limits_bi
         raise AppError(OVER_LIMIT, f"price_minor: delegated to the host is {_range(low, high)}; ask an operator for more")
     if decision is PriceDecision.CHANGE:
         offer.price_minor = price_minor
+        _set_steps(offer, steps_after(offer.price_steps, round(work.now.timestamp() * 1000)))
         offer.list_price_minor = max(offer.list_price_minor, price_minor)
         await _changed(work, offer)
     return offer
@@ -248,6 +260,25 @@ async def change_price(work: Work, offer_id: str, price_minor: int, *, limits_bi
 
 def _range(low: int | None, high: int | None) -> str:
     return f"at least {low}" if high is None else f"at most {high}" if low is None else f"{low} to {high}"
+
+
+async def list_due_steps(session: AsyncSession, now_ms: int, limit: int) -> list[str]:
+    return await store.list_due_steps(session, datetime.fromtimestamp(now_ms / 1000, UTC), limit)
+
+
+async def take_due_steps(work: Work, offer_id: str, now_ms: int, *, for_sale: bool) -> Offer:
+    """The price of the last step that is due becomes the price. Not `for_sale`: there is nothing to come any more."""
+    offer = await _lock(work, offer_id)
+    if not for_sale or offer.state == OfferState.WITHDRAWN:
+        _set_steps(offer, ())
+        await work.session.flush()
+        return offer
+    left = steps_after(offer.price_steps, now_ms)
+    if len(left) < len(offer.price_steps):
+        offer.price_minor = price_at(offer.price_minor, offer.price_steps, now_ms)
+        _set_steps(offer, left)
+        await _changed(work, offer)
+    return offer
 
 
 async def add_stock(work: Work, offer_id: str, add: int) -> Offer:
@@ -284,13 +315,14 @@ async def set_offer_state(work: Work, offer_id: str, state: str) -> Offer:
     return offer
 
 
-async def change_terms(work: Work, offer_id: str, changes: dict[str, int | str | None]) -> Offer:
+async def change_terms(work: Work, offer_id: str, changes: dict[str, Any]) -> Offer:
     """Other terms of an offer: those of OfferTerms but the price, the total and the window."""
     offer = await _lock_shown(work, offer_id)
     before = {name: getattr(offer, name) for name in changes}
     if before != changes:
         for name, value in changes.items():
             setattr(offer, name, value)
+        _set_steps(offer, offer.price_steps)
         _check_terms(offer)
         await _changed(work, offer)
     return offer

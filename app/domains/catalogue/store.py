@@ -1,5 +1,7 @@
 """SQL of the catalogue."""
 
+from datetime import datetime
+
 from sqlalchemy import func, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -33,6 +35,12 @@ async def lock_offer(session: AsyncSession, offer_id: str) -> Offer | None:
 async def list_offers(session: AsyncSession, session_id: str) -> list[Offer]:
     """The whole shelf, withdrawn ones too, in its order; bounded by OFFERS_PER_SESSION_MAX where offers are made."""
     query = select(Offer).where(Offer.session_id == session_id).order_by(Offer.position, Offer.id)
+    return list(await session.scalars(query))
+
+
+async def list_due_steps(session: AsyncSession, at: datetime, limit: int) -> list[str]:
+    """Ids of offers whose next price step is due, the one that waits longest first."""
+    query = select(Offer.id).where(Offer.next_step_at <= at).order_by(Offer.next_step_at, Offer.id).limit(limit)
     return list(await session.scalars(query))
 
 

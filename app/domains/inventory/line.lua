@@ -39,7 +39,7 @@ end
 
 local function promote(id, hold, offer)
   leave_line(id, hold)
-  hold.price, hold.version, hold.policy, hold.expires, hold.promoted = offer.price, offer.version, offer.policy, now + hold.ttl, true
+  hold.price, hold.version, hold.policy, hold.expires, hold.promoted = price_of(offer), offer.version, offer.policy, now + hold.ttl, true
   move(id, hold, 'held', hold.expires)
   offer.holds = offer.holds + 1
   note_placed(id, hold)

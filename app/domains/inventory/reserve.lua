@@ -20,7 +20,7 @@ end
 local function new_hold(member, offer)
   return {
     offer = member.offer, viewer = member.viewer, quantity = member.quantity, escrow = member.escrow, session = offer.session,
-    price = offer.price, version = offer.version, policy = offer.policy, currency = offer.currency, expires = 0, deadline = 0,
+    price = price_of(offer), version = offer.version, policy = offer.policy, currency = offer.currency, expires = 0, deadline = 0,
   }
 end
 

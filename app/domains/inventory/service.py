@@ -22,6 +22,7 @@ from app.domains.inventory.rules import (
     RELEASE_WORDS,
     RESERVE_WORDS,
     WAIT_WORDS,
+    WAITLIST_LENGTH_MAX,
     Hold,
     MoveAnswer,
     RoomBooks,
@@ -115,7 +116,7 @@ async def wait(engines: Engines, *, viewer_id: str, offer_id: str, quantity: int
         "quantity": quantity,
         "ttl": engines.settings.hold_ttl_s * 1000,
         "escrow": False,
-        "line_max": engines.settings.waitlist_length_max,
+        "line_max": WAITLIST_LENGTH_MAX,
     }
     answer = await engines.group_commit("reserve", store.reserve_batch).submit(room_id, member)
     _refuse_mistakes(answer.word, offer_id)
@@ -271,6 +272,7 @@ def _offer_member(offer: Offer) -> store.Member:
         "version": offer.version,
         "total": offer.total,
         "price": offer.price_minor,
+        "steps": [{"at": step["at_ms"], "price": step["price_minor"]} for step in offer.price_steps],
         "currency": offer.currency,
         "limit": offer.limit_per_viewer,
         "order_limit": offer.limit_per_order,

@@ -3,7 +3,8 @@
 -- what a cut takes beyond it is owed in `short`, so that nothing goes below zero. The counters of a known offer come from the engine alone.
 --
 -- Member: act and by act:
---   offer id session version total price currency limit order_limit selling state policy name opens closes (ms; 0: none)
+--   offer id session version total price steps (list of at ms, price) currency limit order_limit selling state policy name
+--     opens closes (ms; 0: none)
 --   session id state · archived id · frozen on
 -- Answer: word: done or stale.
 local act = {}

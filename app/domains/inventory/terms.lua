@@ -20,6 +20,15 @@ local function why_no_sale(offer, escrow)  -- the word of a refusal; nil: it sel
   return nil
 end
 
+local function price_of(offer)  -- of the last step that is due: SQL follows a moment later
+  local price = offer.price
+  for _, step in ipairs(offer.steps or {}) do
+    if step.at > now then break end
+    price = step.price
+  end
+  return price
+end
+
 local function why_too_many(offer, member)
   if (offer.order_limit or 0) > 0 and member.quantity > offer.order_limit then return 'order_limit' end
   if offer.limit > 0 and count_of(member.offer, member.viewer) + member.quantity > offer.limit then return 'limit' end

@@ -31,6 +31,7 @@ from app.domains.rooms.shelf import (
     reprice_offer,
     resume_offer,
     set_run_of_show,
+    take_price_steps,
     top_up_offer,
     withdraw_offer,
 )
@@ -96,6 +97,7 @@ __all__ = [
     "session_checklist",
     "set_run_of_show",
     "snapshot",
+    "take_price_steps",
     "top_up_offer",
     "withdraw_offer",
 ]

@@ -23,7 +23,10 @@ from app.domains.rooms.tables import Cue, ShowSession
 from app.protocol.channels import room_channel, staff_channel
 from app.protocol.codes import BAD_REQUEST, CONFLICT, LIMIT_EXCEEDED, NOT_FOUND
 from app.protocol.events import CueAdvanced, OfferListed, OfferPinned, OfferUpdated, OfferWithdrawn
-from app.storage.work import Work
+from app.storage.redis import engine_now_ms
+from app.storage.work import Engines, Work
+
+STEPS_AT_ONCE_MAX = 100  # offers whose price steps one pass of the worker takes
 
 # --- the shelf ----------------------------------------------------------------------------------------------------------------------
 
@@ -49,6 +52,26 @@ async def reprice_offer(work: Work, offer_id: str, price_minor: int, by: str, *,
     show, version = await _lock_offer(work, offer_id)
     offer = await catalogue.change_price(work, offer_id, price_minor, limits_bind=limits_bind)
     return await _announce_offer(work, show, offer, version, by, "offer.repriced", price_minor=price_minor)
+
+
+async def take_price_steps(engines: Engines) -> None:
+    """One pass of the worker. The scripts sell at a step's price from its moment on; here it becomes the offer's and viewers are told."""
+    now_ms = engines.runtime.script_now_ms() or await engine_now_ms(engines.sales)
+    async with engines.sql.read() as session:
+        due = await catalogue.list_due_steps(session, now_ms, STEPS_AT_ONCE_MAX)
+    for offer_id in due:
+        async with engines.work() as work:
+            await _take_steps(work, offer_id, now_ms)
+
+
+async def _take_steps(work: Work, offer_id: str, now_ms: int) -> None:
+    """Under the room's lock, so that two workers take a step once."""
+    await store.lock_room(work.session, room_of(offer_id))
+    offer = await get_offer(work.session, offer_id)
+    show, version = await store.reload_session(work.session, offer.session_id), offer.version
+    assert show is not None, "an offer stands on a session's shelf"
+    offer = await catalogue.take_due_steps(work, offer_id, now_ms, for_sale=show.state in OPEN)
+    await _announce_offer(work, show, offer, version, "system", "offer.repriced", price_minor=offer.price_minor)
 
 
 async def top_up_offer(work: Work, offer_id: str, add: int, by: str) -> Offer:

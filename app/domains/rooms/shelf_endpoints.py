@@ -1,7 +1,7 @@
 """REST routes of the shelf, the pin and the run-of-show: the second half of endpoints.py."""
 
 from datetime import date, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
@@ -10,7 +10,7 @@ from app.core.caller import Caller
 from app.core.errors import AppError
 from app.core.ids import room_of
 from app.core.money import AMOUNT_MINOR_MAX
-from app.domains.catalogue.rules import LIMIT_UNITS_MAX, STOCK_MAX, ReturnPolicy, SellingPolicy
+from app.domains.catalogue.rules import LIMIT_UNITS_MAX, PRICE_STEPS_MAX, STOCK_MAX, ReturnPolicy, SellingPolicy
 from app.domains.catalogue.tables import Offer
 from app.domains.rooms import service
 from app.domains.rooms.rules import CUES_MAX, CueKind
@@ -30,6 +30,24 @@ OrderLimit = Annotated[int, Field(ge=0, le=LIMIT_UNITS_MAX, description="units o
 
 
 # --- offers -------------------------------------------------------------------------------------------------------------------------
+
+
+class PriceStepIn(BaseModel):
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"at": "2026-04-03T20:00:00+08:00", "price_minor": 14900}]})
+
+    at: AwareDatetime = Field(description="by the engine's clock, to the millisecond")
+    price_minor: Price
+
+
+Steps = Annotated[list[PriceStepIn], Field(max_length=PRICE_STEPS_MAX, description="prices to come, in the order of their times")]
+
+
+def _stored(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of an offer as the shelf takes them."""
+    if "price_steps" in fields:
+        steps = [{"at_ms": round(step["at"].timestamp() * 1000), "price_minor": step["price_minor"]} for step in fields["price_steps"]]
+        return {**fields, "price_steps": steps}
+    return fields
 
 
 class OfferIn(BaseModel):
@@ -66,9 +84,10 @@ class OfferIn(BaseModel):
     )
     price_min_minor: Price | None = Field(None, description="the limits within which the host may set the price; null: none")
     price_max_minor: Price | None = None
+    price_steps: Steps = []
 
     def draft(self) -> service.OfferDraft:
-        fields = self.model_dump(exclude={"product"})
+        fields = _stored(self.model_dump(exclude={"product"}))
         return service.OfferDraft(product_id=self.product, **fields)
 
 
@@ -86,6 +105,12 @@ class OfferPatch(BaseModel):
     return_policy: ReturnPolicy = ReturnPolicy.NO_REASON_7_DAYS
     price_min_minor: Price | None = None
     price_max_minor: Price | None = None
+    price_steps: Steps = []
+
+
+class PriceStepOut(BaseModel):
+    at: datetime = Field(validation_alias="at_ms")
+    price_minor: int
 
 
 class OfferOut(BaseModel):
@@ -99,6 +124,7 @@ class OfferOut(BaseModel):
     list_price_minor: int
     price_min_minor: int | None
     price_max_minor: int | None
+    price_steps: list[PriceStepOut] = Field(description="prices to come; viewers hear of each when it is due")
     total: int
     sold: int = Field(description="paid units; what is held or waits for payment is in the session's stock")
     limit_per_viewer: int
@@ -171,7 +197,7 @@ async def get_offer(offer_id: str, engines: EnginesDep, caller: Watcher) -> Offe
 @router.patch("/offers/{offer_id}", tags=["offers"])
 async def change_offer(offer_id: str, engines: EnginesDep, caller: Seller, body: OfferPatch) -> OfferOut:
     room_id = _check(caller, "offer.edit", offer_id)
-    changes = body.model_dump(exclude_unset=True)
+    changes = _stored(body.model_dump(exclude_unset=True))
     if changes.keys() & {"price_min_minor", "price_max_minor"} and not caller.may("room.create", room_id):
         raise AppError(PERMISSION_DENIED, "the limits delegated to a host are set by an operator (right `room.create`)")
     async with engines.work() as work:

@@ -28,6 +28,7 @@ SOUND = OfferTerms(
     limit_per_order=1,
     price_min_minor=1500,
     price_max_minor=2500,
+    price_steps=({"at_ms": 1, "price_minor": 1500}, {"at_ms": 2, "price_minor": 2500}),
     opens_at=NOW,
     closes_at=NOW + timedelta(minutes=5),
     return_policy="no_reason_7_days",
@@ -63,7 +64,9 @@ def test_offer_states() -> None:
 
 def test_sound_terms_have_no_problem() -> None:
     assert problems_of_terms(SOUND) == []
-    open_ended = replace(SOUND, price_min_minor=None, price_max_minor=None, opens_at=None, closes_at=None, limit_per_viewer=0, total=0)
+    open_ended = replace(
+        SOUND, price_min_minor=None, price_max_minor=None, price_steps=(), opens_at=None, closes_at=None, limit_per_viewer=0, total=0
+    )
     assert problems_of_terms(open_ended) == []
 
 
@@ -74,13 +77,17 @@ def test_sound_terms_have_no_problem() -> None:
         ({"name": "x" * 121}, ["name"]),
         ({"currency": "RMB"}, ["currency"]),
         ({"price_minor": -1, "price_min_minor": None}, ["price_minor"]),
-        ({"list_price_minor": 1989}, ["list_price_minor"]),
+        ({"list_price_minor": 1989}, ["list_price_minor", "price_steps"]),
         ({"total": -1}, ["total"]),
         ({"total": STOCK_MAX + 1}, ["total"]),
         ({"limit_per_viewer": 1000}, ["limit_per_viewer"]),
         ({"limit_per_order": 1000}, ["limit_per_order"]),
-        ({"price_min_minor": 2600}, ["price_min_minor, price_max_minor", "price_minor"]),
-        ({"price_max_minor": 1989}, ["price_minor"]),
+        ({"price_min_minor": 2600}, ["price_min_minor, price_max_minor", "price_minor", "price_steps"]),
+        ({"price_max_minor": 1989}, ["price_minor", "price_steps"]),
+        ({"price_steps": ({"at_ms": 1, "price_minor": 1499},)}, ["price_steps"]),
+        ({"price_steps": ({"at_ms": 1, "price_minor": 2991},), "price_max_minor": None}, ["price_steps"]),
+        ({"price_steps": ({"at_ms": 1, "price_minor": 1500}, {"at_ms": 1, "price_minor": 1600})}, ["price_steps"]),
+        ({"price_steps": tuple({"at_ms": at, "price_minor": 1500} for at in range(21))}, ["price_steps"]),
         ({"closes_at": NOW}, ["closes_at"]),
         ({"return_policy": "never"}, ["return_policy"]),
         ({"selling_policy": "auction"}, ["selling_policy"]),
