@@ -9,11 +9,13 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 from redis.exceptions import RedisError
+from sqlalchemy import select
 
 from app.domains.catalogue import service as catalogue
 from app.domains.inventory import service as inventory
 from app.domains.orders import aftersales, payments
 from app.domains.orders import service as orders
+from app.domains.orders.tables import Refund
 from app.domains.wallet import service as wallet
 from app.protocol.channels import room_channel
 from app.protocol.events import OfferUpdated
@@ -39,7 +41,8 @@ WORDS = {
     "pay": "paid",
     "pay_late": "paid",
     "award": "done",
-    "announce": "done",  # what SQL has committed: a refund that restocks a unit, and five units more
+    "restock": "given_back",
+    "announce": "done",  # what SQL has committed: the refund that restocks a unit, and five units more
 }
 # 30 units: 3 held, 2 ordered, 2 sold. Then each command of one unit but `reserve`, of two.
 BEFORE = {"total": 30, "available": 23, "held": 3, "ordered": 2, "sold": 2}
@@ -84,7 +87,11 @@ async def commands_of(line: Line) -> dict[str, Command]:
         await announce_room(shelf.engines, "room1")
         return "done"
 
-    await _change_in_sql(line, back, offer)
+    refund = await _change_in_sql(line, back, offer)
+
+    async def restock() -> str:
+        return (await inventory.give_back(shelf.engines, hold_id=back, quantity=1, refund_id=refund)).word
+
     return {
         "reserve": reserve,
         "release": release,
@@ -93,18 +100,20 @@ async def commands_of(line: Line) -> dict[str, Command]:
         "pay": lambda: line.post_webhook(payment),
         "pay_late": lambda: line.post_webhook(late_payment),
         "award": award,
+        "restock": restock,
         "announce": announce,
     }
 
 
-async def _change_in_sql(line: Line, order: str, offer_id: str) -> None:
-    """Committed, and not announced yet: as a process leaves it that dies right after its commit."""
+async def _change_in_sql(line: Line, order: str, offer_id: str) -> str:
+    """Committed, and not announced yet: as a process leaves it that dies right after its commit. The refund's id."""
     async with line.direct.sql.begin() as session:
         work = Work(line.direct, session)
         await aftersales.refund(work, order, amount_minor=PRICE, reason="damaged", restock=True, by="host")
         offer = await catalogue.add_stock(work, offer_id, 5)
         work.emit("room1", [room_channel("room1")], OfferUpdated(at=work.at, offer=catalogue.offer_view(offer)))
         await work.flush()
+        return (await session.scalars(select(Refund.id))).one()
 
 
 async def _started(line: Line, order: str, key: str) -> str:
