@@ -11,8 +11,8 @@ from fastapi import FastAPI
 
 from app.core.logs import configure_logs
 from app.core.settings import Settings
+from app.gateway.door import door
 from app.gateway.endpoint import frame_bytes_max
-from app.gateway.handover import http_protocol
 from app.main import create_app
 from app.renewal import READY
 
@@ -67,7 +67,7 @@ def serve(settings: Settings, *, descriptor: int | None = None, ready_descriptor
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http=http_protocol(app.state.hub),
+        http=door(app.state.hub),
         ws="websockets-sansio",  # uvicorn takes upgrades only with one; `http` answers them all before it
         ws_max_size=frame_bytes_max(settings),  # the gateway itself refuses what is too large, by an error reply
         ws_ping_interval=None,  # the client protocol has pings of its own

@@ -40,7 +40,7 @@ BATCH_SIZE = Histogram(
     ["script"],
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
 )
-BATCH_WAIT_SECONDS = Histogram("jishi_group_commit_wait_seconds", "A command's wait for its batch", ["script"])
+BATCH_WAIT_SECONDS = Histogram("jishi_group_commit_wait_seconds", "How long the first command of a batch waited for it", ["script"])
 OUTCOMES = Counter("jishi_outcomes_total", "Outcome words of commands", ["method", "outcome"])
 
 # worker

@@ -152,8 +152,9 @@ async def _connect(hub: Hub, connection: Connection, command_id: int, request: C
         connection.caller = caller
         feed.expect(connection)
         await hub.bus.open(push_channel(user_bucket(caller.id)))
+        asked = subscribing.ask_position(hub.engines, channel)  # on its way together with the questions of `_admit`
         refusals = {room_id: await _admit(hub, caller, room_id) for room_id in _rooms_ahead(hub, connection)}
-        start = await subscribing.read_own_start(hub, feed, resume)
+        start = await subscribing.read_own_start(hub, feed, resume, await asked)
         if connection.session.is_awaited(command_id):
             pipelined = _come_in(hub, connection, feed, start, resume)
             _go_on(hub, connection, pipelined, refusals)

@@ -4,6 +4,11 @@ An idle room's first event leaves at once. Under load a sweep begins when the wi
 something of the stage, `sweep_ms` with chat alone) and takes all that came meanwhile: batches size themselves and the queue does not
 grow. A large room is walked in slices of `sweep_slice`, so that commands are not kept waiting. One sweep of a room at a time: order holds.
 
+A write costs nearly the same for one line as for ten, so a room whose chat sweeps would take more than `sweep_share_max` of a core gets
+longer windows, up to `sweep_ms_max`. A reading (the pulse) opens no sweep by itself for `pulse_wait_ms`: in a room where something
+happens it travels with that, at no cost, and a phone's radio wakes once less a second. Measured: with 2,000 viewers and 10 lines a second
+the pulse was 9 % of the node's CPU; with 1,000 viewers and 100 lines a second windows of 75 ms take a third off the writes of 50 ms ones.
+
 A group of members that get the same bytes is walked with one call each: the bytes are made once, figures are multiplied, and whoever left
 the group between two slices is looked at singly, like all who are apart. A window that could fill a send buffer is carried singly to all.
 """
@@ -11,6 +16,7 @@ the group between two slices is looked at singly, like all who are apart. A wind
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from time import perf_counter
 
 import structlog
 
@@ -40,6 +46,7 @@ class _Pace:
     allowance: Bucket
     figures: Figures = field(default_factory=Figures)
     swept_at: float = -1.0
+    sweep_s: float = 0.0  # what the last sweeps took, in a room of more than one slice
     due: float = 0.0
     timer: asyncio.TimerHandle | None = None
     is_sweeping: bool = False
@@ -93,14 +100,22 @@ class Fanout:
         pace = self._pace(room)
         if pace.is_sweeping:
             return  # it looks again at its end
-        window_ms = self._settings.stage_sweep_ms if room.window.has_stage else self._settings.sweep_ms
-        due = max(self._loop.time(), pace.swept_at + window_ms / 1000)
+        due = self._due(room.window, pace)
         if pace.timer is not None:
             if pace.due <= due:
                 return
             pace.timer.cancel()
         pace.due = due  # kept here: a handle of uvloop does not always know its time
         pace.timer = self._loop.call_at(due, self._begin, room, pace)
+
+    def _due(self, window: Window, pace: _Pace) -> float:
+        now, settings = self._loop.time(), self._settings
+        if window.has_stage:
+            return max(now, pace.swept_at + settings.stage_sweep_ms / 1000)
+        if window.chat:
+            window_s = max(settings.sweep_ms / 1000, min(settings.sweep_ms_max / 1000, pace.sweep_s / settings.sweep_share_max))
+            return max(now, pace.swept_at + window_s)
+        return now + settings.pulse_wait_ms / 1000
 
     def _begin(self, room: Room, pace: _Pace) -> None:
         pace.timer = None
@@ -117,6 +132,7 @@ class Fanout:
             self._sample(window, pace)
         parts = room.divide(window)
         if sum(len(members) for _, members in parts) <= self._settings.sweep_slice:
+            pace.sweep_s = 0.0
             for group, members in parts:
                 self._carry(window, group, members)
             return
@@ -125,11 +141,15 @@ class Fanout:
         self._spawn(self._sweep(room, pace, window, parts))
 
     async def _sweep(self, room: Room, pace: _Pace, window: Window, parts: list[Part]) -> None:
+        took_s = 0.0
         try:
             for group, members in _slices(parts, self._settings.sweep_slice):
+                began = perf_counter()  # the loop's own clock stands still within a turn
                 self._carry(window, group, members)
+                took_s += perf_counter() - began
                 await asyncio.sleep(0)
         finally:
+            pace.sweep_s = (pace.sweep_s + took_s) / 2
             pace.is_sweeping = False
             room.sweeping = None
         if not room.window.is_empty:

@@ -1,6 +1,6 @@
-"""The viewers' door: uvicorn's HTTP protocol, which answers the gateway's path itself and hands the socket over.
+"""uvicorn's HTTP protocol, which answers the gateway's path itself and hands the socket over. `door` is before it, and quicker.
 
-uvicorn reads the head of every request. For an ordinary websocket handshake to `PATH` this class asks `decide`, the same question that the
+uvicorn reads the head of every request. For a websocket handshake to `PATH` this class asks `decide`, the same question that the
 ASGI route asks, writes the 101 (or the refusal) and lets a `ViewerSocket` take the loop's transport. No ASGI scope, task or queue is
 made, and nothing of uvicorn stays with the viewer. There is no other websocket path: uvicorn's own class for them ends in an assertion
 when frames come before its answer is out.
@@ -42,6 +42,7 @@ from app.gateway.socket_transport import ViewerSocket
 
 _PATH = PATH.encode()
 _ONCE = frozenset({b"host", b"origin", b"upgrade", b"sec-websocket-key", b"sec-websocket-version"})  # else it is not clear what was asked
+LATE_HEAD = Refusal(408, "the head of the request did not come in time")
 _PIPELINED_MAX = 16  # requests behind one that is being answered: uvicorn makes 2 KiB and more of each 18 bytes
 _BODY = frozenset({b"content-length", b"transfer-encoding"})
 _PHRASES = {
@@ -108,6 +109,26 @@ def upgrade_head(key: str, subprotocol: str | None, headers: list[tuple[bytes, b
     return b"\r\n".join(lines) + b"\r\n\r\n"
 
 
+def answer_handshake(
+    http: "type[GatewayHttp]", transport: asyncio.Transport, headers: list[tuple[bytes, bytes]], handshake: Handshake, behind: bytes
+) -> bool:
+    """Lets the client in and hands its socket over (true), or refuses it. `headers`: the server's own, of every answer."""
+    hub = http.hub
+    answer = decide(hub, origin=handshake.origin, host=handshake.host, offered=handshake.offered, query=handshake.query)
+    if isinstance(answer, Refusal):
+        refuse(transport, headers, answer)
+        return False
+    transport.write(upgrade_head(handshake.key, answer.subprotocol, headers))
+    http.socket_class(hub, transport).begin(answer.codec, behind)
+    return True
+
+
+def refuse(transport: asyncio.Transport, headers: list[tuple[bytes, bytes]], refusal: Refusal) -> None:
+    JOINS_REFUSED.labels(refusal.reason).inc()
+    transport.write(refusal_response(refusal, headers))
+    transport.close()
+
+
 def refusal_response(refusal: Refusal, headers: list[tuple[bytes, bytes]]) -> bytes:
     body = refusal.reason.encode()
     lines = [b"HTTP/1.1 %d %s" % (refusal.status, _PHRASES[refusal.status])]
@@ -148,7 +169,7 @@ class GatewayHttp(HttpToolsProtocol):
     def _on_late_head(self) -> None:
         self.head_deadline = None
         if not self.transport.is_closing():
-            self._refuse_head(Refusal(408, "the head of the request did not come in time"))
+            self._refuse_head(LATE_HEAD)
 
     def on_headers_complete(self) -> None:
         self._forget_head()
@@ -242,7 +263,7 @@ class GatewayHttp(HttpToolsProtocol):
         if path == _PATH or unquote_to_bytes(path) == _PATH:
             self._answer(query, behind)
             return
-        self._refuse(Refusal(403, "path"))
+        refuse(self.transport, self.server_state.default_headers, Refusal(403, "path"))
 
     def _read_as_ordinary(self, behind: bytes) -> None:
         """As if the other protocol had not been asked for (RFC 9110, 7.8). The parser took the body for bytes of that protocol, and would
@@ -257,23 +278,13 @@ class GatewayHttp(HttpToolsProtocol):
         self.data_received(b"\r\n".join(lines) + b"\r\n\r\n" + behind)
 
     def _answer(self, query: bytes, behind: bytes) -> None:
+        transport, headers = self.transport, self.server_state.default_headers
         handshake = read_handshake(self.scope["method"], self.scope["http_version"], query, self.headers)
         if isinstance(handshake, Refusal):
-            self._refuse(handshake)
+            refuse(transport, headers, handshake)
             return
-        hub, transport = self.hub, self.transport
-        answer = decide(hub, origin=handshake.origin, host=handshake.host, offered=handshake.offered, query=handshake.query)
-        if isinstance(answer, Refusal):
-            self._refuse(answer)
-            return
-        transport.write(upgrade_head(handshake.key, answer.subprotocol, self.server_state.default_headers))
-        self._let_go()
-        self.socket_class(hub, transport).begin(answer.codec, behind)
-
-    def _refuse(self, refusal: Refusal) -> None:
-        JOINS_REFUSED.labels(refusal.reason).inc()
-        self.transport.write(refusal_response(refusal, self.server_state.default_headers))
-        self.transport.close()
+        if answer_handshake(type(self), transport, headers, handshake, behind):
+            self._let_go()
 
     def _let_go(self) -> None:
         """Nothing of this object is needed any more. Parser and protocol refer to each other: cut, both are freed now."""
@@ -282,13 +293,3 @@ class GatewayHttp(HttpToolsProtocol):
         self.connections.discard(self)
         for name in ("parser", "transport", "flow", "cycle"):
             setattr(self, name, None)
-
-
-def http_protocol(hub: Hub) -> type[GatewayHttp]:
-    """For the server's `http`, which takes a class."""
-
-    class ForHub(GatewayHttp):
-        pass
-
-    ForHub.hub = hub
-    return ForHub

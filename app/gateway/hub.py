@@ -192,7 +192,6 @@ class Hub:
         )
         self.clocks.watch(connection)
         self.connections.add(connection)
-        CONNECTIONS.set(len(self.connections))
         return connection
 
     def disconnect(self, connection: Connection) -> None:
@@ -201,9 +200,8 @@ class Hub:
         self.connections.discard(connection)
         if self._is_empty is not None and not self.connections:
             self._is_empty.set()
-        CONNECTIONS.set(len(self.connections))
         for member in connection.members:
-            SUBSCRIPTIONS.dec(member.home.leave_all(connection))
+            member.home.leave_all(connection)
         feed = self.users.get(connection.caller.id)
         if feed is not None:
             feed.leave(connection)
@@ -327,7 +325,7 @@ class Hub:
     def leave(self, connection: Connection, channel: str) -> None:
         parsed = parse_channel(channel)
         if parsed is not None and parsed[0] is not Kind.USER and parsed[1] in self.rooms:
-            SUBSCRIPTIONS.dec(self.rooms[parsed[1]].leave(connection, parsed[0]))
+            self.rooms[parsed[1]].leave(connection, parsed[0])
 
     def _on_control(self, raw: bytes) -> None:
         """From any process: `{"do": "disconnect" | "unsubscribe", "user": ..., "room": optional, "code": optional}`,
@@ -365,6 +363,8 @@ class Hub:
                 log.exception("gateway step failed", step=step.__name__)
 
     async def _tick(self) -> None:
+        CONNECTIONS.set(len(self.connections))  # here and not with each one that comes: a figure costs microseconds to write
+        SUBSCRIPTIONS.set(sum(room.subscriptions for room in self.rooms.values()))
         due = self.clocks.take_due(self.now_ms())
         for start in range(0, len(due), self.settings.sweep_slice):
             now_ms = self.now_ms()

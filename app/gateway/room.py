@@ -126,6 +126,7 @@ class Room:
         self.sweeping: Window | None = None
         self.viewers: dict[str, Member] = {}  # the head of each viewer's connections here
         self.new_viewers: set[str] = set()  # since presence was last written
+        self.subscriptions = 0  # of channels
         self.pending = 0  # subscribes under way keep the room open
         self.presence_count = 0  # as last written
         self.presence_at = 0.0
@@ -148,23 +149,24 @@ class Room:
             member.twin = self.viewers.get(member.viewer_id)
             self.viewers[member.viewer_id] = member
             self.new_viewers.add(member.viewer_id)
+        if getattr(member, kind.value) == ABSENT:
+            self.subscriptions += 1
         setattr(member, kind.value, after)
         self.set_apart(member)
 
-    def leave(self, connection: Connection, kind: Kind) -> bool:
-        """False when it was not there."""
+    def leave(self, connection: Connection, kind: Kind) -> None:
         member = connection.member_of(self.id)
         if member is None or getattr(member, kind.value) == ABSENT:
-            return False
+            return
+        self.subscriptions -= 1
         setattr(member, kind.value, ABSENT)
         self.set_apart(member)
         if member.is_idle:
             self._remove(member)
-        return True
 
-    def leave_all(self, connection: Connection) -> int:
-        """How many channels the connection had."""
-        return sum(self.leave(connection, kind) for kind in KINDS)
+    def leave_all(self, connection: Connection) -> None:
+        for kind in KINDS:
+            self.leave(connection, kind)
 
     def subscribers(self, kind: Kind) -> list[Connection]:
         return [member.connection for member in self.members if getattr(member, kind.value) != ABSENT]

@@ -8,13 +8,14 @@ What is read is shared, and so are the bytes that are made of it (start.py): a n
 from memory, and one that has not reads once for all who come.
 """
 
+import asyncio
 from collections.abc import Sequence
 
 import msgspec
 
 from app.core.caller import Caller
 from app.core.errors import AppError
-from app.core.metrics import DELIVERIES, RECOVERIES, SUBSCRIPTIONS
+from app.core.metrics import DELIVERIES, RECOVERIES
 from app.domains.chat.service import without_deleted
 from app.domains.rooms.service import snapshot
 from app.gateway.connection import Connection
@@ -82,7 +83,6 @@ def _answer(connection: Connection, command_id: int, request: SubscribeRequest, 
         connection.write(start.tail_frame(connection.codec))
         _deliveries[LANE_OF[kind]].inc(len(tail))
     room.enter(connection, kind, tail[-1].offset if tail else start.top.offset)
-    SUBSCRIPTIONS.inc()
     if request.recover:
         count_recovery(start)
 
@@ -150,7 +150,7 @@ async def _read_start(hub: Hub, feed: Feed, request: SubscribeRequest, last: Sta
     if channel.kind is Kind.ROOM:
         return await feed.reads.get("snapshot", lambda: _read_snapshot(hub.engines, channel.name), instead_of=last)
     start = start_of_copy(channel, feed.reads.kept)
-    return Start(await _position(hub.engines, channel.name)) if start is None or start is last else start
+    return Start(await ask_position(hub.engines, channel.name)) if start is None or start is last else start
 
 
 def _settle(hub: Hub, feed: Feed, start: Start) -> bool:
@@ -192,32 +192,30 @@ async def _read_history(engines: Engines, kind: Kind, channel: str, since_offset
 async def _read_snapshot(engines: Engines, channel: str) -> Start:
     """The position first: an event that falls in between is then applied twice, which does no harm, and never missed."""
     room_id = channel.partition(":")[2]
-    top = await _position(engines, channel)
+    top = await ask_position(engines, channel)
     return Start(top, data=msgspec.Raw(_encoder.encode(await snapshot(engines, room_id))))
 
 
-async def read_own_start(hub: Hub, feed: Feed, request: SubscribeRequest) -> Start:
-    """Of a viewer's own channel. Where nothing was missed, as nearly always, the position says so and no history is read."""
-    start = await _read_own_start(hub.engines, feed, request)
+async def read_own_start(hub: Hub, feed: Feed, request: SubscribeRequest, top: Position) -> Start:
+    """Of a viewer's own channel, which stands at `top`. Where nothing was missed, as nearly always, no history is read."""
+    start = await _read_own_start(hub.engines, feed, request, top)
     if not _settle(hub, feed, start):
         raise AppError(codes.SERVICE_UNAVAILABLE, "the channel moves on too fast; try again", retry_after_ms=1000)
     return start
 
 
-async def _read_own_start(engines: Engines, feed: Feed, request: SubscribeRequest) -> Start:
-    name = feed.channel.name
-    top = await _position(engines, name)
+async def _read_own_start(engines: Engines, feed: Feed, request: SubscribeRequest, top: Position) -> Start:
     if not request.recover or request.epoch != top.epoch or request.offset > top.offset:
         return Start(top)
     if request.offset == top.offset:
         return Start(top, missed=(), since_offset=top.offset)
-    history, top = await engines.streams.history(name, since_offset=request.offset)
+    history, top = await engines.streams.history(feed.channel.name, since_offset=request.offset)
     return Start(top, missed=recover(Position(request.epoch, request.offset), history, top), since_offset=request.offset)
 
 
-async def _position(engines: Engines, channel: str) -> Position:
+def ask_position(engines: Engines, channel: str) -> "asyncio.Future[Position]":
     """Where the stream stands; all who ask at one moment ask in one trip."""
-    return await engines.group_commit("position", _read_positions).submit("", channel)
+    return engines.group_commit("position", _read_positions).submit("", channel)
 
 
 async def _read_positions(engines: Engines, _lane: str, channels: Sequence[str]) -> list[Position]:

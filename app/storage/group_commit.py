@@ -51,8 +51,8 @@ class GroupCommit(Generic[Member, Outcome]):
         self._size = BATCH_SIZE.labels(name)
         self._wait = BATCH_WAIT_SECONDS.labels(name)
 
-    async def submit(self, room_id: str, member: Member) -> Outcome:
-        """The member's outcome. Raises AppError `too_many_requests` when the room's queue is full."""
+    def submit(self, room_id: str, member: Member) -> "asyncio.Future[Outcome]":
+        """The member's outcome, to be awaited. Raises AppError `too_many_requests` when the room's queue is full."""
         lane = self._lanes.get(room_id)
         if lane is None:
             lane = self._lanes[room_id] = _Lane()
@@ -63,7 +63,7 @@ class GroupCommit(Generic[Member, Outcome]):
         lane.queue.append((member, outcome, loop.time()))
         if lane.task is None and (not lane.is_waiting or len(lane.queue) >= self._batch_max):
             self._begin(room_id, lane)
-        return await outcome
+        return outcome
 
     def _begin(self, room_id: str, lane: _Lane[Member, Outcome]) -> None:
         lane.task = asyncio.get_running_loop().create_task(self._drain(room_id, lane))
@@ -82,10 +82,8 @@ class GroupCommit(Generic[Member, Outcome]):
 
     async def _run_next(self, room_id: str, lane: _Lane[Member, Outcome]) -> None:
         batch = [lane.queue.popleft() for _ in range(min(len(lane.queue), self._batch_max))]
-        started = asyncio.get_running_loop().time()
         self._size.observe(len(batch))
-        for _, _, since in batch:
-            self._wait.observe(started - since)
+        self._wait.observe(asyncio.get_running_loop().time() - batch[0][2])
         try:
             outcomes = await self._run_batch(room_id, [member for member, _, _ in batch])
             assert len(outcomes) == len(batch), "a script answers every member"

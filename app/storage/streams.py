@@ -4,9 +4,9 @@ A channel has an epoch (names one life of its stream) and an offset that counts 
 loop turn brings to a hash tag. A publication with a `once` id is made at most once within `ONCE_TTL_S`, so that the outbox may repeat
 itself after a crash without a client seeing a duplicate.
 
-Chat gathers: a quiet room's line leaves at once, the following within `sweep_ms` go together, in one script call and one message to the
-nodes, since viewers would get them together anyway. Nothing else waits. Measured (one core, Valkey 9): 48 us of the engine's time a line
-alone, 14 in batches of five, 7.5 in batches of fifty, which is 1000 lines a second in one room; a node's reader takes 9 us a message.
+Chat gathers: a quiet room's line leaves at once, the following within `chat_gather_ms` go together, in one script call and one message to
+the nodes, since viewers would get them together anyway. Nothing else waits. Measured (one core, Valkey 9): 48 us of the engine's time a
+line alone, 14 in batches of five, 7.5 in batches of fifty, which is 1000 lines a second in one room; a node's reader takes 9 us a message.
 
 On the wire between nodes a message is runs of publications of one channel, in lines: channel, epoch, offset of the first, how many, and
 their data, which is JSON and holds no raw newline. Offset 0: they are transient.
@@ -92,7 +92,9 @@ class Streams:
         self._runtime = runtime
         limits: Any = {"batch_max": settings.group_commit_batch_max, "queue_max": settings.group_commit_queue_max}
         self._group: GroupCommit[Publication, int] = GroupCommit("publish", self._run_batch, **limits)
-        self._chat: GroupCommit[Publication, int] = GroupCommit("publish.chat", self._run_batch, **limits, window_ms=settings.sweep_ms)
+        self._chat: GroupCommit[Publication, int] = GroupCommit(
+            "publish.chat", self._run_batch, **limits, window_ms=settings.chat_gather_ms
+        )
 
     async def publish(self, channel: str, data: bytes, *, once: str = "", transient: bool = False) -> int:
         """The publication's offset. Joins whatever else is on its way to the same room."""

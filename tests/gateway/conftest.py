@@ -19,7 +19,7 @@ from app.core.settings import Settings
 from app.domains.accounts.endpoints import DOMAIN as ACCOUNTS
 from app.domains.accounts.service import make_token
 from app.gateway import endpoint
-from app.gateway.handover import http_protocol
+from app.gateway.door import door
 from app.gateway.hub import Hub
 from app.protocol.codes import BANNED, UNKNOWN_CHANNEL
 from app.protocol.commands import Reply, Request
@@ -126,7 +126,7 @@ async def start_node(engines: Engines, settings: Settings | None = None, shell: 
         app,
         host="127.0.0.1",
         port=0,
-        http=http_protocol(hub) if shell == "socket" else "httptools",
+        http=door(hub) if shell == "socket" else "httptools",
         ws="websockets-sansio",
         ws_max_size=endpoint.frame_bytes_max(hub.settings),
         ws_per_message_deflate=False,

@@ -18,6 +18,7 @@ from starlette.websockets import WebSocket
 
 from app.core.settings import Settings
 from app.gateway.asgi_transport import AsgiTransport
+from app.gateway.door import door
 from app.gateway.endpoint import PATH, frame_bytes_max
 from app.gateway.handover import GatewayHttp
 from app.gateway.socket_transport import ViewerSocket
@@ -117,12 +118,11 @@ def _config(shell: str, port: int, hub: EchoHub) -> uvicorn.Config:
     class EchoHttp(GatewayHttp):
         socket_class = EchoSocket
 
-    EchoHttp.hub = cast(Any, hub)
     return uvicorn.Config(
         Starlette(routes=[WebSocketRoute(PATH, echo)]),
         host="127.0.0.1",
         port=port,
-        http=EchoHttp if shell == "socket" else "httptools",
+        http=door(cast(Any, hub), EchoHttp) if shell == "socket" else "httptools",
         ws="websockets-sansio",
         ws_max_size=frame_bytes_max(hub.settings),
         ws_per_message_deflate=False,

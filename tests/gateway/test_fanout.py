@@ -13,7 +13,7 @@ from app.gateway.sampling import Line, hidden_lines, read_line
 from app.gateway.window import Entry, Window
 from app.protocol.channels import Kind
 from app.storage.streams import Delivered
-from tests.gateway.pipes import PULSE, chat, client, spawn, stage
+from tests.gateway.pipes import PULSE, Pipe, chat, client, spawn, stage
 from tests.support.waiting import wait_until
 
 
@@ -68,6 +68,44 @@ async def test_an_idle_room_sends_at_once_and_a_busy_one_in_windows(room: Room, 
     assert len(pipe.frames) == 1
     await wait_until(lambda: len(pipe.frames) == 2)
     assert pipe.seen(1) == [("chat", 2), ("chat", 3)]
+
+
+async def test_a_reading_waits_for_company_and_does_not_wait_for_ever(room: Room) -> None:
+    ann, pipe = client("ann")
+    room.enter(ann, Kind.ROOM, 0)
+    room.enter(ann, Kind.CHAT, 0)
+    patient = Fanout(Settings(pulse_wait_ms=60_000), Runtime(), spawn)
+    patient.put(room, Kind.ROOM, PULSE)
+    patient.put(room, Kind.CHAT, chat(1))
+    await wait_until(lambda: pipe.frames)
+    assert [pipe.seen(n) for n in range(len(pipe.frames))] == [[("room", "pulse"), ("chat", 1)]]
+    hasty = Fanout(Settings(pulse_wait_ms=1), Runtime(), spawn)
+    hasty.put(room, Kind.ROOM, PULSE)
+    await wait_until(lambda: len(pipe.frames) == 2)
+    assert pipe.seen(1) == [("room", "pulse")]
+
+
+async def test_a_room_that_takes_long_to_sweep_has_longer_windows_for_chat_and_not_for_the_stage() -> None:
+    settings = Settings(sweep_ms=1, sweep_ms_max=60_000, sweep_share_max=1e-9, sweep_slice=2, stage_sweep_ms=1)
+    fanout = Fanout(settings, Runtime(), spawn)
+    pipes: dict[str, list[Pipe]] = {}
+    rooms = {"small": Room("small", spawn), "large": Room("large", spawn)}
+    for name, size in (("small", 2), ("large", 3)):
+        pipes[name] = []
+        for number in range(size):
+            connection, pipe = client(f"{name}{number}")
+            rooms[name].enter(connection, Kind.ROOM, 0)
+            rooms[name].enter(connection, Kind.CHAT, 0)
+            pipes[name].append(pipe)
+    for offset in (1, 2):
+        for room in rooms.values():
+            fanout.put(room, Kind.CHAT, chat(offset))
+        await wait_until(lambda: all(len(pipe.all_seen) == offset for pipe in pipes["small"]))  # noqa: B023 - awaited here
+        await wait_until(lambda: all(pipe.frames for pipe in pipes["large"]))
+    assert [pipe.all_seen for pipe in pipes["large"]] == [[("chat", 1)]] * 3
+    fanout.put(rooms["large"], Kind.ROOM, stage(1))
+    await wait_until(lambda: all(len(pipe.frames) == 2 for pipe in pipes["large"]))
+    assert [pipe.seen(1) for pipe in pipes["large"]] == [[("room", 1), ("chat", 2)]] * 3
 
 
 async def test_members_share_the_same_bytes(room: Room) -> None:
@@ -180,9 +218,12 @@ async def test_leaving_counts_channels_and_forgets_the_viewer(room: Room) -> Non
     room.enter(ann, Kind.ROOM, 0)
     room.enter(ann, Kind.CHAT, 0)
     assert (set(room.viewers), room.new_viewers) == ({"ann"}, {"ann"})
-    assert room.leave(ann, Kind.ROOM)
-    assert not room.leave(ann, Kind.ROOM)
-    assert room.leave_all(ann) == 1
+    assert room.subscriptions == 2
+    for _ in range(2):
+        room.leave(ann, Kind.ROOM)
+        assert room.subscriptions == 1
+    room.leave_all(ann)
+    assert room.subscriptions == 0
     assert (room.members, room.viewers, ann.members, room.is_idle) == ([], {}, (), True)
 
 

@@ -20,8 +20,8 @@ from app.core.caller import Caller
 from app.core.registry import Command, Domain, Registry
 from app.domains.accounts.service import make_token
 from app.gateway.connection import Connection
+from app.gateway.door import door
 from app.gateway.endpoint import frame_bytes_max
-from app.gateway.handover import http_protocol
 from app.gateway.hub import Hub
 from app.main import create_app
 from app.protocol.commands import Done, Empty
@@ -124,7 +124,7 @@ async def _start(engines: Engines, listening: socket.socket) -> Product:
     hub = app.state.hub
     config = uvicorn.Config(
         app,
-        http=http_protocol(hub),
+        http=door(hub),
         ws="websockets-sansio",
         ws_max_size=frame_bytes_max(engines.settings),
         ws_ping_interval=None,

@@ -81,7 +81,7 @@ async def test_a_full_batch_does_not_wait_for_the_window(script: Script) -> None
 async def test_the_queue_is_bounded_also_while_it_waits(script: Script) -> None:
     commit = group(script, window_ms=60_000, queue_max=3)
     await several(commit, range(1))
-    waiting = [asyncio.create_task(commit.submit("r", number)) for number in range(1, 4)]
+    waiting = [asyncio.ensure_future(commit.submit("r", number)) for number in range(1, 4)]
     await asyncio.sleep(0)
     with pytest.raises(AppError) as refusal:
         await commit.submit("r", 4)
@@ -102,7 +102,7 @@ async def test_one_bad_member_fails_alone(script: Script) -> None:
 async def test_who_leaves_does_not_take_the_others_along(script: Script) -> None:
     script.gate = asyncio.Event()
     commit = group(script, window_ms=WINDOW_MS)
-    callers = [asyncio.create_task(commit.submit("r", number)) for number in range(3)]
+    callers = [asyncio.ensure_future(commit.submit("r", number)) for number in range(3)]
     await wait_until(lambda: script.batches)
     callers[1].cancel()
     script.gate.set()
@@ -115,9 +115,9 @@ async def test_who_leaves_does_not_take_the_others_along(script: Script) -> None
 async def test_nobody_waits_for_ever_when_the_process_ends(script: Script) -> None:
     script.gate = asyncio.Event()
     commit = group(script)
-    first = asyncio.create_task(commit.submit("r", 0))
+    first = asyncio.ensure_future(commit.submit("r", 0))
     await wait_until(lambda: script.batches)
-    second = asyncio.create_task(commit.submit("r", 1))
+    second = asyncio.ensure_future(commit.submit("r", 1))
     await asyncio.sleep(0)
     lane = commit._lanes["r"]
     assert lane.task is not None

@@ -160,7 +160,7 @@ async def bus_messages(engines: Engines, tag: str, do: Awaitable[Any]) -> list[l
 
 
 async def test_chat_travels_in_batches_and_the_stage_at_once(engines: Engines, runtime: TestRuntime) -> None:
-    streams = Streams(engines.fanout, engines.settings.model_copy(update={"sweep_ms": 60_000, "group_commit_batch_max": 50}), runtime)
+    streams = Streams(engines.fanout, engines.settings.model_copy(update={"chat_gather_ms": 60_000, "group_commit_batch_max": 50}), runtime)
 
     async def talk() -> None:
         assert await streams.publish("chat:r", b"0") == 1  # a quiet room's line leaves at once
