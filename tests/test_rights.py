@@ -331,6 +331,7 @@ async def test_a_ban_holds_for_every_command_that_is_about_the_room(client: http
         "outcome": "banned",
         "message": None,
         "wait_ms": 0,
+        "reservation": None,
     }
     lift = Row("POST", "/chat/ban", "", {"room": "{room}", "viewer": "caller-V", "key": "lift", "lift": True})
     assert (await world.call(client, lift, "O")).json()["outcome"] == "done"

@@ -21,6 +21,7 @@ DOMAIN_FILES = {"__init__.py", "rules.py", "store.py", "service.py", "endpoints.
 # A domain that outgrew one file keeps a second of a kind under the noun it is about.
 DOMAIN_FILES_OF = {
     "accounts": {"tokens.py"},
+    "chat": {"mirror.py"},
     "orders": {"payments.py", "aftersales.py"},
     "rooms": {"show.py", "shelf.py", "shelf_endpoints.py", "audience.py"},
 }

@@ -75,6 +75,7 @@ class ChatSent(Reply, frozen=True):
     outcome: ChatOutcome
     message: str | None = None
     wait_ms: int = 0
+    reservation: "Reserved | None" = None  # the line was an offer's keyword: what came of it
 
 
 class ChatHistory(Request, frozen=True):

@@ -16,6 +16,7 @@ class OfferView(Struct, frozen=True, kw_only=True):
     limit_per_order: int = 0  # 0: no limit
     state: str  # listed, paused, withdrawn
     selling_policy: str = "hold"  # first_paid: who pays first gets it; waitlist: it has a line for what comes back
+    keyword: str = ""  # a chat line that is this word, alone or with a number, places a hold; empty: none
     opens_at: str | None = None
     closes_at: str | None = None
     return_policy: str = "no_reason_7_days"  # or "fresh_no_return"

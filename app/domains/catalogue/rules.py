@@ -3,7 +3,9 @@
 Money is in minor units. A limit that is None does not bind.
 """
 
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -14,6 +16,7 @@ from app.core.money import AMOUNT_MINOR_MAX
 
 STOCK_MAX = 10_000_000  # units of one offer: above it, it is a mistake
 LIMIT_UNITS_MAX = 999  # what one `inventory.reserve` may ask for
+KEYWORD_CHARS_MAX = 20
 PRICE_STEPS_MAX = 20  # of one offer, those to come
 OFFERS_PER_SESSION_MAX = 200  # a snapshot carries all of them to every viewer
 CURRENCIES = frozenset({"CNY", "USD", "EUR", "GBP", "HKD", "JPY", "KRW", "SGD", "MYR", "THB", "VND", "KWD", "BHD"})
@@ -109,6 +112,7 @@ class OfferTerms:
     closes_at: datetime | None
     return_policy: str
     selling_policy: str
+    keyword: str
 
 
 def problems_of_terms(terms: OfferTerms) -> list[str]:
@@ -125,6 +129,7 @@ def problems_of_terms(terms: OfferTerms) -> list[str]:
         (_limits_in_order(low, high), "price_min_minor, price_max_minor: the lower limit is above the upper one"),
         (_within(price, low, high), "price_minor: outside the limits price_min_minor, price_max_minor"),
         (not (problem := _problem_of_steps(terms)), f"price_steps: {problem}"),
+        (not (problem := _problem_of_keyword(terms.keyword)), f"keyword: {problem}"),
         (window_is_valid(terms.opens_at, terms.closes_at), "closes_at: the window closes before it opens"),
         (terms.selling_policy in set(SellingPolicy), f"selling_policy: one of {', '.join(SellingPolicy)}"),
         (
@@ -164,4 +169,35 @@ def problem_of_top_up(add: int, total: int) -> str:
         return "add: give a number of units above 0; stock cannot be taken away here"
     if total + add > STOCK_MAX:
         return f"add: the total would be above {STOCK_MAX} units"
+    return ""
+
+
+# --- buying by a word in the chat ---------------------------------------------------------------------------------------------------
+
+_UNITS = r"(?: ?\+ ?| )(?P<units>[0-9]{1,3})"
+_PURCHASE = re.compile(rf"(?P<keyword>.+?)(?:{_UNITS})?")
+_ENDS_IN_UNITS = re.compile(rf".*{_UNITS}")
+
+
+def fold_keyword(text: str) -> str:
+    """One form for all ways to write a keyword: full-width or not, in whatever case, with however many spaces."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def find_purchase(line: str, keywords: Mapping[str, str]) -> tuple[str, int] | None:
+    """Offer and quantity, if the whole line is a keyword (folded -> offer), alone or with a number: `honey`, `honey 2`, `honey+2`."""
+    if not keywords or len(line) > KEYWORD_CHARS_MAX * 2:
+        return None
+    match = _PURCHASE.fullmatch(fold_keyword(line))
+    offer_id = keywords.get(match["keyword"]) if match else None
+    quantity = int(match["units"] or 1) if match else 0
+    return (offer_id, quantity) if offer_id and quantity else None
+
+
+def _problem_of_keyword(keyword: str) -> str:
+    folded = fold_keyword(keyword)
+    if keyword and (not folded or not keyword.isprintable() or len(folded) > KEYWORD_CHARS_MAX):
+        return f"a word or a few that can be seen, at most {KEYWORD_CHARS_MAX} characters"
+    if _ENDS_IN_UNITS.fullmatch(folded):
+        return "it must not end like a quantity (`tea 2`, `tea+2`): that is what viewers add to it"
     return ""

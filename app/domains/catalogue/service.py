@@ -28,6 +28,7 @@ from app.domains.catalogue.rules import (
     ReturnPolicy,
     SellingPolicy,
     decide_price_change,
+    fold_keyword,
     offer_may_become,
     price_at,
     problem_of_top_up,
@@ -71,6 +72,7 @@ class OfferDraft:
     price_min_minor: int | None = None
     price_max_minor: int | None = None
     price_steps: Sequence[PriceStep] = ()
+    keyword: str = ""
 
 
 # --- products -----------------------------------------------------------------------------------------------------------------------
@@ -153,6 +155,7 @@ async def create_offer(work: Work, *, room_id: str, session_id: str, currency: s
         closes_at=whole_ms(draft.closes_at),
         return_policy=draft.return_policy or (product.return_policy if product else ReturnPolicy.NO_REASON_7_DAYS),
         selling_policy=draft.selling_policy,
+        keyword=draft.keyword.strip(),
         state=OfferState.LISTED,
         position=await store.next_position(work.session, session_id),
         version=1,
@@ -161,6 +164,7 @@ async def create_offer(work: Work, *, room_id: str, session_id: str, currency: s
     _set_steps(offer, draft.price_steps)
     _copy_origin(offer, product)
     _check_terms(offer)
+    await _check_keyword(work, offer)
     work.session.add(offer)
     await work.session.flush()
     return offer
@@ -179,6 +183,18 @@ def _check_terms(offer: Offer) -> None:
     problems = problems_of_terms(terms)
     if problems:
         raise AppError(BAD_REQUEST, "; ".join(problems))
+
+
+async def _check_keyword(work: Work, offer: Offer) -> None:
+    """The caller holds the room's lock: of two offers that want one keyword at once, the second is refused."""
+    others = [keyword for offer_id, keyword in await store.list_keywords(work.session, offer.session_id) if offer_id != offer.id]
+    if offer.keyword and fold_keyword(offer.keyword) in {fold_keyword(keyword) for keyword in others}:
+        raise AppError(CONFLICT, f"keyword: {offer.keyword!r} buys another offer of this session; choose another word")
+
+
+async def list_keywords(session: AsyncSession, session_id: str) -> dict[str, str]:
+    """Folded keyword -> offer, of what is on the shelf."""
+    return {fold_keyword(keyword): offer_id for offer_id, keyword in await store.list_keywords(session, session_id)}
 
 
 def whole_ms(at: datetime | None) -> datetime | None:
@@ -215,6 +231,7 @@ def offer_view(offer: Offer) -> OfferView:
         limit_per_order=offer.limit_per_order,
         state=offer.state,
         selling_policy=offer.selling_policy,
+        keyword=offer.keyword,
         opens_at=_text(offer.opens_at),
         closes_at=_text(offer.closes_at),
         return_policy=offer.return_policy,
@@ -324,6 +341,7 @@ async def change_terms(work: Work, offer_id: str, changes: dict[str, Any]) -> Of
             setattr(offer, name, value)
         _set_steps(offer, offer.price_steps)
         _check_terms(offer)
+        await _check_keyword(work, offer)
         await _changed(work, offer)
     return offer
 

@@ -44,6 +44,12 @@ async def list_due_steps(session: AsyncSession, at: datetime, limit: int) -> lis
     return list(await session.scalars(query))
 
 
+async def list_keywords(session: AsyncSession, session_id: str) -> list[tuple[str, str]]:
+    """(offer, keyword) of the offers that are on the shelf and have one."""
+    query = select(Offer.id, Offer.keyword).where(Offer.session_id == session_id, Offer.keyword != "", Offer.state != "withdrawn")
+    return [(offer_id, keyword) for offer_id, keyword in (await session.execute(query)).all()]
+
+
 async def shelf_size(session: AsyncSession, session_id: str) -> int:
     return await session.scalar(select(func.count()).select_from(Offer).where(Offer.session_id == session_id)) or 0
 

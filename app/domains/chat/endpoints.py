@@ -422,6 +422,9 @@ DOMAIN = Domain(
     pulse={"said": service.said, "shown": service.shown},
     reactions={
         "session.went_live": service.on_room_changed,
+        "offer.listed": service.on_room_changed,
+        "offer.updated": service.on_room_changed,
+        "offer.withdrawn": service.on_room_changed,
         "chat.slow_mode_set": service.on_room_changed,
         "notice.pinned": service.on_room_changed,
         "chat.words_changed": service.on_words_changed,

@@ -24,14 +24,16 @@ from app.core.errors import AppError
 from app.core.ids import derived_tail, scoped_id
 from app.core.runtime import at_text
 from app.domains.accounts import service as accounts
+from app.domains.catalogue.rules import find_purchase
 from app.domains.chat import rules, store
-from app.domains.chat.rules import WordList
+from app.domains.chat.mirror import mirror, mirror_room, room_words
 from app.domains.chat.store import Admission, ArchiveEntry, Mirror, Submission
 from app.domains.chat.tables import ChatKey, ChatMessageRow, ChatReview, ChatSanction
+from app.domains.inventory import service as inventory
 from app.domains.rooms import service as rooms
 from app.protocol.channels import chat_channel, room_channel, staff_channel, user_channel
 from app.protocol.codes import BANNED, KEY_REUSED, NOT_FOUND, PERMISSION_DENIED, SERVICE_UNAVAILABLE
-from app.protocol.commands import ChatLine, ChatLines, ChatOutcome, ChatSent, Done, DoneOutcome, Request
+from app.protocol.commands import ChatLine, ChatLines, ChatOutcome, ChatSent, Done, DoneOutcome, Request, Reserved
 from app.protocol.events import (
     ChatDeleted,
     ChatMessage,
@@ -51,9 +53,6 @@ from app.storage.work import Engines, Work
 
 ADMIT_ATTEMPTS_MAX = 3
 ARCHIVE_BATCHES_MAX = 20  # of one room in one pass: a flooded room must not keep the others waiting
-WORD_LISTS_MAX = 1000
-
-_NO_WORDS = WordList.of(())
 
 
 # --- sending ---------------------------------------------------------------------------------------------------------------------------
@@ -81,7 +80,24 @@ async def send(engines: Engines, caller: Caller, room_id: str, *, text: str, key
         skips_slow_mode=bool(line.role),
     )
     admission = await engines.group_commit("chat", _admit_batch).submit(room_id, submission)
-    return await _answer(engines, room_id, line, admission)
+    sent = await _answer(engines, room_id, line, admission)
+    if sent.outcome is ChatOutcome.SENT and not line.role and caller.may("inventory.reserve", room_id):
+        return msgspec.structs.replace(sent, reservation=await _buy(engines, room_id, line))
+    return sent
+
+
+async def _buy(engines: Engines, room_id: str, line: ChatLine) -> Reserved | None:
+    """A line that is an offer's keyword places a hold, by the same rules; its key is the message's id, so a message holds once."""
+    purchase = find_purchase(line.text, room_words(engines, room_id).keywords)
+    if purchase is None:
+        return None
+    offer_id, quantity = purchase
+    try:
+        return await inventory.reserve(engines, viewer_id=line.viewer, offer_id=offer_id, quantity=quantity, key=line.id)
+    except AppError as refusal:
+        if refusal.code in {KEY_REUSED, NOT_FOUND}:  # the word has another meaning since this message was first sent
+            return None
+        raise
 
 
 async def _answer(engines: Engines, room_id: str, line: ChatLine, admission: Admission) -> ChatSent:
@@ -108,8 +124,8 @@ def _with_time(line: ChatLine, at_ms: int) -> ChatLine:
 async def _admit_batch(engines: Engines, room_id: str, batch: Sequence[Submission]) -> list[Admission]:
     session_id = await rooms.live_session(engines, room_id) or ""
     for _ in range(ADMIT_ATTEMPTS_MAX):
-        words = _word_lists(engines).get(room_id, _NO_WORDS)
-        checked = [(submission, words.find(submission.text)) for submission in batch]
+        words = room_words(engines, room_id)
+        checked = [(submission, words.listed.find(submission.text)) for submission in batch]
         admissions = await store.admit(engines, room_id, session_id, words_digest=words.digest, batch=checked)
         if admissions is not None:
             return admissions
@@ -118,36 +134,6 @@ async def _admit_batch(engines: Engines, room_id: str, batch: Sequence[Submissio
 
 
 # --- the mirror --------------------------------------------------------------------------------------------------------------------------
-
-
-async def mirror_room(engines: Engines, room_id: str) -> Mirror:
-    """Brings the engine in line with SQL and remembers the word list."""
-    async with store.announcer_lock(engines, room_id) as session:
-        return await _mirror(engines, session, room_id)
-
-
-async def _mirror(engines: Engines, session: AsyncSession, room_id: str) -> Mirror:
-    """The caller holds the room's announcer lock."""
-    lists = await store.list_words(session, [store.PLATFORM, room_id])
-    words = sorted({word for words in lists.values() for word in words})
-    _remember(_word_lists(engines), room_id, words)
-    room = await store.fetch_room(session, room_id)
-    mirror = Mirror(rules.digest_words(words), room.slow_mode_s if room else 0, room.notice if room else "")
-    sanctions = await store.list_sanctions_in_force(session, room_id, engines.runtime.now())
-    await store.write_mirror(engines, room_id, mirror, sanctions)
-    return mirror
-
-
-def _word_lists(engines: Engines) -> dict[str, WordList]:
-    """Room -> the list that this process last used. Only a guess: the script compares its digest with the room's."""
-    return engines.local.setdefault("chat.word_lists", {})
-
-
-def _remember(lists: dict[str, WordList], room_id: str, words: list[str]) -> None:
-    known = lists.pop(room_id, None)
-    while len(lists) >= WORD_LISTS_MAX:
-        del lists[next(iter(lists))]
-    lists[room_id] = known if known and known.digest == rules.digest_words(words) else WordList.of(words)
 
 
 async def settings_of(engines: Engines, room_id: str) -> Mirror:
@@ -181,14 +167,14 @@ async def refuse_banned_command(engines: Engines, caller: Caller, room_id: str) 
 
 
 async def on_room_changed(work: Work, room_id: str, events: list[Event]) -> None:
-    """A session went live, slow mode, notice or words changed: all of the room's settings at once, so the order does not matter."""
-    await _mirror(work.engines, work.session, room_id)
+    """A session went live, shelf, slow mode, notice or words changed: all of the room's settings at once, so the order does not matter."""
+    await mirror(work.engines, work.session, room_id)
 
 
 async def on_words_changed(work: Work, room_id: str, events: list[WordsChanged]) -> None:
     for changed in dict.fromkeys(event.room for event in events):
         if changed:
-            await _mirror(work.engines, work.session, changed)
+            await mirror(work.engines, work.session, changed)
         else:
             await store.forget_mirrors(work.engines)
 

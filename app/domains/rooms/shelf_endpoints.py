@@ -10,7 +10,7 @@ from app.core.caller import Caller
 from app.core.errors import AppError
 from app.core.ids import room_of
 from app.core.money import AMOUNT_MINOR_MAX
-from app.domains.catalogue.rules import LIMIT_UNITS_MAX, PRICE_STEPS_MAX, STOCK_MAX, ReturnPolicy, SellingPolicy
+from app.domains.catalogue.rules import KEYWORD_CHARS_MAX, LIMIT_UNITS_MAX, PRICE_STEPS_MAX, STOCK_MAX, ReturnPolicy, SellingPolicy
 from app.domains.catalogue.tables import Offer
 from app.domains.rooms import service
 from app.domains.rooms.rules import CUES_MAX, CueKind
@@ -40,6 +40,9 @@ class PriceStepIn(BaseModel):
 
 
 Steps = Annotated[list[PriceStepIn], Field(max_length=PRICE_STEPS_MAX, description="prices to come, in the order of their times")]
+
+
+Keyword = Annotated[str, Field(max_length=KEYWORD_CHARS_MAX, description="what viewers write in the chat to hold it; empty: none")]
 
 
 def _stored(fields: dict[str, Any]) -> dict[str, Any]:
@@ -85,6 +88,7 @@ class OfferIn(BaseModel):
     price_min_minor: Price | None = Field(None, description="the limits within which the host may set the price; null: none")
     price_max_minor: Price | None = None
     price_steps: Steps = []
+    keyword: Keyword = ""
 
     def draft(self) -> service.OfferDraft:
         fields = _stored(self.model_dump(exclude={"product"}))
@@ -106,6 +110,7 @@ class OfferPatch(BaseModel):
     price_min_minor: Price | None = None
     price_max_minor: Price | None = None
     price_steps: Steps = []
+    keyword: Keyword = ""
 
 
 class PriceStepOut(BaseModel):
@@ -133,6 +138,7 @@ class OfferOut(BaseModel):
     closes_at: datetime | None
     return_policy: str
     selling_policy: str
+    keyword: str
     state: str = Field(examples=["listed"], description="`listed`, `paused` or `withdrawn`")
     position: int
     version: int

@@ -12,6 +12,7 @@ from app.domains.catalogue.rules import (
     OfferTerms,
     PriceDecision,
     decide_price_change,
+    find_purchase,
     offer_may_become,
     problem_of_top_up,
     problems_of_terms,
@@ -33,6 +34,7 @@ SOUND = OfferTerms(
     closes_at=NOW + timedelta(minutes=5),
     return_policy="no_reason_7_days",
     selling_policy="hold",
+    keyword="春茶",
 )
 
 
@@ -88,6 +90,11 @@ def test_sound_terms_have_no_problem() -> None:
         ({"price_steps": ({"at_ms": 1, "price_minor": 2991},), "price_max_minor": None}, ["price_steps"]),
         ({"price_steps": ({"at_ms": 1, "price_minor": 1500}, {"at_ms": 1, "price_minor": 1600})}, ["price_steps"]),
         ({"price_steps": tuple({"at_ms": at, "price_minor": 1500} for at in range(21))}, ["price_steps"]),
+        ({"keyword": "  "}, ["keyword"]),
+        ({"keyword": "tea\u202e"}, ["keyword"]),
+        ({"keyword": "x" * 21}, ["keyword"]),
+        ({"keyword": "tea 2"}, ["keyword"]),
+        ({"keyword": "tea+２"}, ["keyword"]),
         ({"closes_at": NOW}, ["closes_at"]),
         ({"return_policy": "never"}, ["return_policy"]),
         ({"selling_policy": "auction"}, ["selling_policy"]),
@@ -95,6 +102,34 @@ def test_sound_terms_have_no_problem() -> None:
 )
 def test_problems_name_their_fields(changes: dict[str, object], names: list[str]) -> None:
     assert [problem.partition(":")[0] for problem in problems_of_terms(replace(SOUND, **changes))] == names  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("line", "purchase"),
+    [
+        ("honey", ("o1", 1)),
+        ("  Honey  2 ", ("o1", 2)),
+        ("HONEY+2", ("o1", 2)),
+        ("honey + 12", ("o1", 12)),
+        ("ｈｏｎｅｙ＋２", ("o1", 2)),
+        ("春茶", ("o2", 1)),
+        ("春茶 3", ("o2", 3)),
+        ("1", ("o3", 1)),
+        ("1+1", ("o3", 1)),
+        ("1 20", ("o3", 20)),
+        ("honey2", None),
+        ("honey 0", None),
+        ("honey 1000", None),
+        ("honey 2 please", None),
+        ("I want honey", None),
+        ("honey -1", None),
+        ("honey\u00b2", None),
+        ("", None),
+        ("honey" + " " * 50 + "2", None),
+    ],
+)
+def test_a_line_buys_when_all_of_it_is_a_keyword(line: str, purchase: tuple[str, int] | None) -> None:
+    assert find_purchase(line, {"honey": "o1", "春茶": "o2", "1": "o3"}) == purchase
 
 
 @pytest.mark.parametrize(

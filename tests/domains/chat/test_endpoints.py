@@ -29,7 +29,7 @@ async def say(client: httpx2.AsyncClient, engines: Engines, room: OpenRoom, text
 
 async def test_the_twin_answers_like_the_method(client: httpx2.AsyncClient, engines: Engines, room: OpenRoom) -> None:
     first = await say(client, engines, room, "hello", key="k")
-    assert first == {"outcome": "sent", "message": first["message"], "wait_ms": 0}
+    assert first == {"outcome": "sent", "message": first["message"], "wait_ms": 0, "reservation": None}
     assert await say(client, engines, room, "hello", key="k") == first
     reused = await client.post("/api/v1/chat/send", json={"room": room.room_id, "text": "other", "key": "k"}, headers=as_(engines, "ann"))
     assert (reused.status_code, reused.headers["content-type"]) == (409, "application/problem+json")
