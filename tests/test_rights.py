@@ -113,6 +113,7 @@ TABLE: tuple[Row, ...] = (
     Row("GET", "/orders/{order_id}", "HOS"),
     Row("POST", "/orders/{order_id}/ship", "HO", {"carrier": "SF", "tracking": "SF1"}),
     Row("POST", "/orders/{order_id}/refund", "HO", {"reason": "damaged"}),
+    Row("GET", "/rooms/{room_id}/disputes", "HOS"),
     Row("POST", "/payments/{provider}/webhook", "", {}, "unauthorized"),  # by its signature alone, whoever brings it
     # wallet
     Row("POST", "/wallet/balance", "VMXHPO", {}),

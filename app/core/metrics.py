@@ -57,3 +57,4 @@ DEAD_LETTERS = Counter("jishi_dead_letters_total", "Entries set aside after repe
 LOOP_FAILURES = Counter("jishi_loop_failures_total", "Runs of a worker loop that raised", ["loop"])
 LOOP_RUNS = Counter("jishi_loop_runs_total", "Runs of a worker loop", ["loop"])
 WEBHOOK_DELIVERIES = Counter("jishi_webhook_deliveries_total", "Deliveries to the company's backend", ["result"])
+PROVIDER_CALLS = Counter("jishi_provider_calls_total", "Calls to payment providers", ["provider", "call", "result"])

@@ -130,7 +130,17 @@ class Settings(BaseSettings):
     appendfsync: Literal["always", "everysec"] = "always"
 
     # Payments and webhooks
+    payment_provider: Literal["sandbox", "stripe"] = Field(default="sandbox", description="who takes new payments; `sandbox` pretends")
+    provider_timeout_s: Annotated[int, Field(gt=0, le=4)] = 4  # clients give a command up after 5 s
+    provider_attempts_max: Positive = Field(default=12, description="calls to a provider that does not answer, further and further apart")
+    stripe_secret_key: SecretStr = SecretStr("")
+    stripe_webhook_secret: SecretStr = Field(default=SecretStr(""), description="`whsec_...` of the endpoint that Stripe calls")
+    stripe_publishable_key: str = Field(default="", description="handed to viewers' apps with each payment")
+    stripe_api_url: str = Field(default="", description="another address of Stripe's API, for tests; empty: the real one")
     sandbox_payment_delay_ms: Annotated[int, Field(ge=0)] = 800
+    sandbox_amount_patterns: bool = Field(
+        default=False, description="the last two digits of an amount choose how the sandbox behaves (docs/payments.md)"
+    )
     webhook_tolerance_s: Positive = 300
     webhook_attempts_max: Positive = 12
     webhook_timeout_s: Positive = 10

@@ -261,10 +261,49 @@ class OrderPaid(Event, frozen=True, tag="order.paid"):
     currency: str
 
 
+class PaymentStarted(Event, frozen=True, tag="payment.started"):
+    """The provider has the attempt; the viewer's app goes on there with `client_secret`, as in the reply to `order.pay`."""
+
+    order: str
+    payment: str
+    provider: str
+    client_secret: str
+
+
 class PaymentDeclined(Event, frozen=True, tag="payment.declined"):
     order: str
     payment: str
     reason: str
+
+
+class RefundSettled(Event, frozen=True, tag="refund.settled"):
+    """What became of money that was sent back: `succeeded`, or `failed`, which leaves it with the merchant."""
+
+    refund: str
+    order: str
+    state: str
+    amount_minor: int
+    currency: str
+    reason: str = ""
+
+
+class DisputeOpened(Event, frozen=True, tag="dispute.opened"):
+    """A buyer asks the bank for the money of an order back; the amount is set aside until the bank has decided."""
+
+    dispute: str
+    order: str
+    amount_minor: int
+    currency: str
+    reason: str
+
+
+class DisputeClosed(Event, frozen=True, tag="dispute.closed"):
+    """The bank has decided: `won`, the money stays, or `lost`, it went back to the buyer."""
+
+    dispute: str
+    order: str
+    outcome: str
+    amount_minor: int
 
 
 class DrawWon(Event, frozen=True, tag="draw.won"):
@@ -365,7 +404,11 @@ EVENTS: tuple[type[Event], ...] = (
     OrderChanged,
     OrderPlacedEvent,
     OrderPaid,
+    PaymentStarted,
     PaymentDeclined,
+    RefundSettled,
+    DisputeOpened,
+    DisputeClosed,
     DrawWon,
     ShareOpened,
     ChatMuted,

@@ -104,7 +104,11 @@ _EVENTS: tuple[Event, ...] = (
         pay_by="2026-10-02T12:20:05.120Z",
     ),
     events.OrderPaid(at=_AT, order=_HOLD, session=_SESSION, offer=_OFFER, viewer=_VIEWER, quantity=1, amount_minor=1990, currency="CNY"),
+    events.PaymentStarted(at=_AT, order=_HOLD, payment="pay-1", provider="stripe", client_secret="pi_3Q_secret_a1b2"),  # noqa: S106 - not a secret of anybody
     events.PaymentDeclined(at=_AT, order=_HOLD, payment="pay-1", reason="insufficient funds"),
+    events.RefundSettled(at=_AT, refund="refund-1", order=_HOLD, state="succeeded", amount_minor=1990, currency="CNY"),
+    events.DisputeOpened(at=_AT, dispute="dispute-1", order=_HOLD, amount_minor=1990, currency="CNY", reason="not_received"),
+    events.DisputeClosed(at=_AT, dispute="dispute-1", order=_HOLD, outcome="won", amount_minor=1990),
     events.DrawWon(at=_AT, draw=_DRAW, prize=_prize),
     events.ShareOpened(at=_AT, envelope=_ENVELOPE, amount_minor=366, currency="CNY"),
     events.ChatMuted(at=_AT, room=_ROOM, viewer=_VIEWER, until="2026-10-02T12:10:05.120Z", reason="insults"),
@@ -167,7 +171,7 @@ _REPLIES: tuple[Reply | RoomState, ...] = (
         outcome=order_commands.PlaceOutcome.PLACED, order=_HOLD, amount_minor=1990, currency="CNY", pay_by="2026-10-02T12:20:05.120Z"
     ),
     order_commands.OrderCancelled(outcome=order_commands.CancelOutcome.CANCELLED, order=_HOLD),
-    order_commands.OrderPaying(outcome=order_commands.PayOutcome.PENDING, order=_HOLD, payment="pay-1"),
+    order_commands.OrderPaying(outcome=order_commands.PayOutcome.PENDING, order=_HOLD, payment="pay-1", provider="sandbox"),
     order_commands.OrderAddressed(outcome=order_commands.SetAddressOutcome.SET, order=_HOLD),
     _order,
     order_commands.OrderPage(orders=[_order]),

@@ -72,13 +72,18 @@ class PayOutcome(Outcome):
 class OrderPay(Request, frozen=True):
     order: Id
     key: Key
-    method: Annotated[str, Meta(max_length=64, description="the provider's payment method")] = "sandbox_ok"
+    method: Annotated[str, Meta(max_length=64, description="the provider's payment method; empty: its own choice")] = ""
 
 
 class OrderPaying(Reply, frozen=True):
+    """With `client_secret` the app goes on at the provider, by the provider's own SDK. Not there yet: it follows with `payment.started`."""
+
     outcome: PayOutcome
     order: str
     payment: str | None = None
+    provider: str = ""
+    client_secret: str | None = None
+    publishable_key: str | None = None
 
 
 class SetAddressOutcome(Outcome):

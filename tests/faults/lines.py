@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from app.domains.orders import payments
+from app.domains.orders import payments, sandbox
 from app.domains.orders.tables import SandboxCharge
 from app.storage.work import Engines
 from tests.support.faulty_proxy import FaultyProxy
@@ -23,5 +23,5 @@ class Line:
         async with self.direct.sql.read() as session:
             charge = await session.get(SandboxCharge, payment)
         assert charge
-        body, header = payments.sandbox_notice(self.direct.settings, charge, now_ms=self.runtime.now_ms())
+        body, header = sandbox.sandbox_notice(self.direct.settings, charge, now_ms=self.runtime.now_ms())
         return await payments.receive_webhook(self.shelf.engines, "sandbox", {"Jishi-Signature": header}, body)

@@ -9,7 +9,7 @@ from app.core.errors import AppError
 from app.core.runtime import Runtime
 from app.core.settings import Settings
 from app.domains.inventory import service as inventory
-from app.domains.orders import payments
+from app.domains.orders import payments, sandbox
 from app.domains.orders import service as orders
 from app.domains.orders.tables import Order, SandboxCharge
 from app.protocol.order_commands import OrderPay
@@ -92,7 +92,7 @@ async def test_a_webhook_that_a_wrong_clock_refuses_loses_no_money(nodes: list[E
     started = await payments.pay(ahead, viewer_id="lin", request=OrderPay(order=order, key="m"))
     async with right.sql.read() as session:
         charge = await session.get_one(SandboxCharge, started.payment)
-    body, header = payments.sandbox_notice(right.settings, charge, now_ms=right.runtime.now_ms())
+    body, header = sandbox.sandbox_notice(right.settings, charge, now_ms=right.runtime.now_ms())
     for node in (ahead, behind):
         with pytest.raises(AppError) as refused:
             await payments.receive_webhook(node, "sandbox", {"Jishi-Signature": header}, body)

@@ -5,7 +5,7 @@ from itertools import permutations
 
 import pytest
 
-from app.domains.orders import payments
+from app.domains.orders import payments, sandbox
 from app.domains.orders import service as orders
 from app.domains.orders.tables import Payment, SandboxCharge
 from app.domains.wallet import service as wallet
@@ -31,7 +31,7 @@ async def hear(engines: Engines, payment: str) -> str:
     """The provider's webhook, signed now; all of one payment have one event id."""
     async with engines.sql.read() as session:
         charge = await session.get_one(SandboxCharge, payment)
-    body, header = payments.sandbox_notice(engines.settings, charge, now_ms=engines.runtime.now_ms())
+    body, header = sandbox.sandbox_notice(engines.settings, charge, now_ms=engines.runtime.now_ms())
     return await payments.receive_webhook(engines, "sandbox", {"Jishi-Signature": header}, body)
 
 

@@ -15,7 +15,7 @@ from sqlalchemy import func, select
 
 from app.core.settings import Settings
 from app.domains.inventory import service as inventory
-from app.domains.orders import payments
+from app.domains.orders import payments, sandbox
 from app.domains.orders import service as orders
 from app.domains.orders.tables import SandboxCharge
 from app.protocol.order_commands import OrderPay
@@ -48,7 +48,7 @@ async def test_a_process_killed_at_any_boundary_leaves_each_order_once(engines: 
         attempt = await payments.pay(engines, viewer_id="lin", request=OrderPay(order=order, key=f"m{len(paid)}"))
         async with engines.sql.read() as session:
             charge = await session.get_one(SandboxCharge, attempt.payment)
-        body, header = payments.sandbox_notice(engines.settings, charge, now_ms=engines.runtime.now_ms())
+        body, header = sandbox.sandbox_notice(engines.settings, charge, now_ms=engines.runtime.now_ms())
         paid.append(order)
         process = start_taking_in(settings, body, header, len(paid))
         await asyncio.to_thread(process.join)

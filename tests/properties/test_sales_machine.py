@@ -18,7 +18,7 @@ from app.core.errors import AppError
 from app.core.settings import Settings
 from app.domains.inventory import service as inventory
 from app.domains.inventory.rules import hold_id
-from app.domains.orders import aftersales, payments
+from app.domains.orders import aftersales, payments, sandbox
 from app.domains.orders import service as orders
 from app.domains.orders.tables import SandboxCharge
 from app.domains.wallet import service as wallet
@@ -256,7 +256,7 @@ class SalesMachine(SalesModel, RuleBasedStateMachine):
         async with self.engines.sql.read() as session:
             charge = await session.get(SandboxCharge, attempt)
         assert charge
-        body, header = payments.sandbox_notice(self.engines.settings, charge, now_ms=self.runtime.now_ms())
+        body, header = sandbox.sandbox_notice(self.engines.settings, charge, now_ms=self.runtime.now_ms())
         return await payments.receive_webhook(self.engines, "sandbox", {"Jishi-Signature": header}, body)
 
     @precondition(lambda self: any(hold.paid_by and not hold.returned for hold in self.holds.values()))

@@ -17,7 +17,7 @@ from app.rest.pages import CursorParam, LimitParam, Page, decode_cursor, encode_
 router = APIRouter(prefix="/api/v1", tags=["integrations"])
 
 Manager = Annotated[Caller, require("webhook.manage")]
-EventType = Literal["order.paid", "order.shipped", "order.refunded", "session.ended"]
+EventType = Literal["order.paid", "order.shipped", "order.refunded", "refund.settled", "dispute.opened", "dispute.closed", "session.ended"]
 
 
 class WebhookIn(BaseModel):
@@ -128,5 +128,7 @@ DOMAIN = Domain(
     name="integrations",
     rights={"webhook.manage": "add and delete webhooks, read their delivery log"},
     routers=(router,),
-    reactions=dict.fromkeys(("order.paid", "order.changed", "session.ended"), service.queue_events),
+    reactions=dict.fromkeys(
+        ("order.paid", "order.changed", "refund.settled", "dispute.opened", "dispute.closed", "session.ended"), service.queue_events
+    ),
 )

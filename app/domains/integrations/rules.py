@@ -9,12 +9,15 @@ import hmac
 import ipaddress
 from urllib.parse import urlsplit
 
-from app.protocol.events import Event, OrderChanged, OrderPaid, SessionEnded
+from app.protocol.events import DisputeClosed, DisputeOpened, Event, OrderChanged, OrderPaid, RefundSettled, SessionEnded
 
 EVENT_TYPES: dict[str, str] = {
     "order.paid": "an order was paid",
     "order.shipped": "an order was handed to a carrier",
     "order.refunded": "money of an order went back; `refunded_minor` is the total so far",
+    "refund.settled": "money that was sent back arrived, or could not: `state` is `succeeded` or `failed`",
+    "dispute.opened": "a buyer asks the bank for the money back",
+    "dispute.closed": "the bank has decided a dispute: `outcome` is `won` or `lost`",
     "session.ended": "a session ended; its report is ready",
 }
 TEST_EVENT = "webhook.test"
@@ -35,6 +38,12 @@ def webhook_event(event: Event) -> tuple[str, str] | None:
             return "order.paid", f"order.paid:{event.order}"
         case SessionEnded():
             return "session.ended", f"session.ended:{event.session}"
+        case RefundSettled():
+            return "refund.settled", f"refund.settled:{event.refund}"
+        case DisputeOpened():
+            return "dispute.opened", f"dispute.opened:{event.dispute}"
+        case DisputeClosed():
+            return "dispute.closed", f"dispute.closed:{event.dispute}"
         case OrderChanged(state="shipped"):
             return "order.shipped", f"order.shipped:{event.order}:{event.carrier}:{event.tracking}"
         case OrderChanged() if event.refunded_minor > 0:

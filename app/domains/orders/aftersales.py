@@ -4,6 +4,7 @@ SQL decides here and the engine follows: a refund that restocks is a row first, 
 event, once a refund. All money moves are ledger transfers whose ids name the payment or refund.
 """
 
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -16,11 +17,12 @@ from app.domains.inventory import service as inventory
 from app.domains.orders import store
 from app.domains.orders.rules import OrderState, RefundRefusal, automatic_refund_id, decide_address, decide_refund
 from app.domains.orders.service import emit_changed, money_in, take_in_awarded, take_in_ended, take_in_paid, take_in_placed
-from app.domains.orders.tables import Order
+from app.domains.orders.tables import Order, Payment, Refund
 from app.domains.wallet import service as wallet
 from app.domains.wallet.rules import Movement, TransferOutcome
+from app.protocol.channels import staff_channel, user_channel
 from app.protocol.codes import CONFLICT, INSUFFICIENT_FUNDS, KEY_REUSED, NOT_FOUND
-from app.protocol.events import OrderChanged
+from app.protocol.events import AlertRaised, OrderChanged, RefundSettled
 from app.protocol.order_commands import OrderAddressed, OrderSetAddress, SetAddressOutcome
 from app.storage.intake import OutboxEntry, take_in_room
 from app.storage.work import Engines, Work
@@ -28,6 +30,7 @@ from app.storage.work import Engines, Work
 TAKE_IN_BATCHES_MAX = 20
 
 _REFUSALS = {
+    RefundRefusal.DISPUTED: "the buyer has asked the bank for this money: wait for its word, then refund what is left",
     RefundRefusal.NOT_PAID: "the order holds no payment that could go back",
     RefundRefusal.TOO_MUCH: "this is more than is left of the payment",
     RefundRefusal.TOO_MANY_UNITS: "these units are back on the shelf already",
@@ -111,6 +114,7 @@ async def refund(work: Work, order_id: str, *, amount_minor: int | None, reason:
         asked_minor=amount,
         units_left=units_left,
         units=units,
+        disputed=await store.has_open_dispute(work.session, order.id),
     )
     if refusal or not order.payment_id:
         raise AppError(CONFLICT, _REFUSALS[refusal or RefundRefusal.NOT_PAID])
@@ -134,7 +138,7 @@ async def _send_back(work: Work, order: Order, *, amount: int, units: int, reaso
     outcomes = await wallet.transfer_all(work, [_money_out(order, payment.provider, refund_id, amount)])
     if outcomes[0] is TransferOutcome.INSUFFICIENT_FUNDS:
         raise AppError(INSUFFICIENT_FUNDS, "the room's wallet holds less than this refund; pay in first")
-    await store.add_charge_refund(work.session, payment.id, amount)
+    await _ask_provider(work, refund_id, payment=payment.id, provider=payment.provider, amount=amount, currency=order.currency)
     if units:
         await catalogue.count_sold(work.session, order.offer_id, -units)
     order.refunded_minor += amount
@@ -157,7 +161,24 @@ def _refund_row(work: Work, refund_id: str, order: Order, *, payment: str, amoun
         "reason": reason,
         "by": by,
         "at": work.now,
+        "state": "pending",
     }
+
+
+async def _ask_provider(work: Work, refund_id: str, *, payment: str, provider: str, amount: int, currency: str) -> None:
+    """The provider sends the money back; payments.py makes the call."""
+    call = {
+        "kind": "refund",
+        "subject": refund_id,
+        "provider": provider,
+        "payment_id": payment,
+        "amount_minor": amount,
+        "currency": currency,
+        "data": {},
+        "state": "due",
+        "due_at": work.now,
+    }
+    await store.insert_call(work.session, call)
 
 
 def _money_out(order: Order, provider: str, refund_id: str, amount: int) -> Movement:
@@ -210,12 +231,71 @@ async def refund_unwanted(work: Work, order_id: str, *, payment: str, provider: 
     await wallet.transfer_all(
         work, [money_in(order.room_id, provider, payment, amount, order), _money_out(order, provider, refund_id, amount)]
     )
-    await store.add_charge_refund(work.session, payment, amount)
+    await _ask_provider(work, refund_id, payment=payment, provider=provider, amount=amount, currency=order.currency)
     if order.payment_id is None:
         order.refunded_minor = amount
         order.reason = reason
     await work.session.flush()
     emit_changed(work, order, reason=reason)
+
+
+# --- what became of a refund ----------------------------------------------------------------------------------------------------------
+
+
+async def take_refund_notice(
+    work: Work, refund_id: str, *, state: str, reason: str, reference: str = "", elsewhere: Payment | None = None
+) -> str:
+    """The outcome of a provider's word about a refund, by its answer or by webhook: pending, succeeded or failed, the last two once.
+
+    `elsewhere`: the payment that a webhook is about, for a refund that nobody made here.
+    """
+    refund = await store.fetch_refund(work.session, refund_id)
+    if refund is None or (elsewhere and refund.payment_id != elsewhere.id):
+        if elsewhere is None:
+            raise ValueError(f"there is no refund {refund_id}")
+        text = f"Payment {elsewhere.id}: the provider sent money back that nobody refunded here; book it, or ask who did"
+        work.emit(elsewhere.room_id, [staff_channel(elsewhere.room_id)], AlertRaised(at=work.at, word="refund_elsewhere", text=text))
+        return "unknown_refund"
+    order = await _locked(work, refund.order_id)
+    if not await store.settle_refund(work.session, refund_id, state=state, reference=reference) or state == "pending":
+        return f"refund_{state}"
+    if state == "failed":
+        await _undo(work, order, refund, reason)
+    settled = RefundSettled(
+        at=work.at,
+        refund=refund.id,
+        order=order.id,
+        state=state,
+        amount_minor=refund.amount_minor,
+        currency=refund.currency,
+        reason=reason,
+    )
+    work.emit(order.room_id, [user_channel(order.viewer_id), staff_channel(order.room_id)], settled)
+    return f"refund_{state}"
+
+
+async def _undo(work: Work, order: Order, refund: Refund, reason: str) -> None:
+    """The money stayed: a correcting transfer, and it can be refunded again, by another way. Units that went back stay on the shelf."""
+    payment = await store.fetch_payment(work.session, refund.payment_id)
+    assert payment, "money that goes back came by a payment"
+    out = _money_out(order, payment.provider, refund.id, refund.amount_minor)
+    back = replace(
+        out,
+        transfer_id=f"refund_failed:{refund.id}",
+        from_account=out.to_account,
+        to_account=out.from_account,
+        kind="refund_failed",
+    )
+    await wallet.transfer_all(work, [back])
+    if order.payment_id in {None, payment.id}:
+        order.refunded_minor = max(0, order.refunded_minor - refund.amount_minor)
+    if order.state == OrderState.REFUNDED:
+        order.state = OrderState.SHIPPED if order.shipped_at else OrderState.PAID
+    await work.session.flush()
+    emit_changed(work, order, reason="refund_failed")
+    text = f"Order {order.id}: {refund.amount_minor} {refund.currency} could not be sent back ({reason}); find another way"
+    work.emit(order.room_id, [staff_channel(order.room_id)], AlertRaised(at=work.at, word="refund_failed", text=text))
+    await work.audit(order.room_id, "system", "refund.fail", refund.id, order=order.id, reason=reason)
 
 
 async def on_order_changed(work: Work, room_id: str, events: list[OrderChanged]) -> None:

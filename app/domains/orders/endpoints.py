@@ -1,5 +1,6 @@
 """RPC methods and REST routes of orders, payments and after-sales."""
 
+from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -10,7 +11,7 @@ from app.core.errors import AppError
 from app.core.registry import Command, Domain
 from app.domains.inventory.service import scope
 from app.domains.orders import aftersales, payments, service, store
-from app.domains.orders.rules import OrderState
+from app.domains.orders.rules import DisputeState, OrderState
 from app.domains.orders.tables import Order
 from app.protocol.codes import NOT_FOUND
 from app.protocol.order_commands import (
@@ -28,7 +29,7 @@ from app.protocol.order_commands import (
     OrderView,
 )
 from app.rest.access import EnginesDep, check_right, public, require
-from app.rest.pages import CursorParam, LimitParam, Page, decode_moment_cursor
+from app.rest.pages import CursorParam, LimitParam, Page, decode_moment_cursor, encode_moment_cursor
 from app.storage.work import Engines
 
 router = APIRouter(prefix="/api/v1", tags=["orders"])
@@ -175,10 +176,42 @@ async def refund_order(order_id: str, body: RefundIn, engines: EnginesDep, calle
         return _out(order)
 
 
+class DisputeOut(BaseModel):
+    """A buyer asks the bank for the money of an order back."""
+
+    id: str = Field(examples=["4f7k2m9q0x-2b9d51c0e87f6a3c1044"])
+    order: str = Field(validation_alias="order_id")
+    provider: str = Field(examples=["stripe"])
+    reference: str = Field(description="the provider's own id of it: evidence is handed in there", examples=["dp_1Q2w3e"])
+    amount_minor: int
+    currency: str = Field(examples=["CNY"])
+    reason: str = Field(examples=["product_not_received"])
+    state: DisputeState
+    covered: bool = Field(description="the room's wallet had the amount to set aside or to pay; else it owes it")
+    answer_by: datetime | None = Field(description="until then the provider takes evidence")
+    opened_at: datetime
+    closed_at: datetime | None
+
+
+@router.get("/rooms/{room_id}/disputes")
+async def list_room_disputes(
+    room_id: str, engines: EnginesDep, caller: Annotated[Caller, require("order.view")], cursor: CursorParam = "", limit: LimitParam = 50
+) -> Page[DisputeOut]:
+    """A room's disputes, newest first."""
+    check_right(caller, "order.view", room_id)
+    async with engines.sql.read() as sql:
+        rows = await store.list_room_disputes(sql, room_id, after=decode_moment_cursor(cursor), limit=limit + 1)
+    items = [DisputeOut.model_validate(row, from_attributes=True) for row in rows[:limit]]
+    return Page(items=items, next_cursor=encode_moment_cursor(rows[limit - 1].opened_at, rows[limit - 1].id) if len(rows) > limit else "")
+
+
 @router.post("/payments/{provider}/webhook")
 @public
 async def receive_webhook(provider: str, request: Request, engines: EnginesDep) -> NoticeOut:
-    """Where a payment provider reports. Open to all, trusted by signature: `Jishi-Signature: t=<seconds>,v1=<hex HMAC-SHA256>`."""
+    """Where a payment provider reports. Open to all, trusted by the provider's signature and its time alone.
+
+    The sandbox signs with `Jishi-Signature: t=<seconds>,v1=<hex HMAC-SHA256>`, Stripe with `Stripe-Signature`.
+    """
     return NoticeOut(outcome=await payments.receive_webhook(engines, provider, request.headers, await request.body()))
 
 

@@ -35,17 +35,40 @@ PAYABLE_STATES = (OrderState.PLACED, OrderState.EXPIRED)  # what a confirmed pay
 
 
 class PaymentNotice(Struct, frozen=True, kw_only=True):
-    """The body of a provider's webhook."""
+    """What a provider's webhook says, in our words; the sandbox's body is just this."""
 
     id: str  # unique at the provider: a repeated notice has the same
-    type: str  # payment.succeeded, payment.declined
-    payment: str
-    amount_minor: int
-    currency: str
+    type: str  # payment.succeeded, payment.declined, refund.succeeded, refund.failed, dispute.opened, dispute.won, dispute.lost
+    payment: str = ""  # our id of the payment; empty: `reference` names it
+    reference: str = ""  # the provider's own id of the payment
+    subject: str = ""  # our id of the refund, or the provider's of the dispute
+    amount_minor: int = 0
+    currency: str = ""
     reason: str = ""
+    answer_by_s: int = 0  # until when the provider takes evidence in a dispute
+
+
+class DisputeState(StrEnum):
+    OPEN = "open"
+    WON = "won"  # the money stays
+    LOST = "lost"  # it went back to the buyer
+
+
+def decide_dispute(state: DisputeState | None, notice: str) -> DisputeState | None:
+    """The state that a notice of type `dispute.*` leads to; None: nothing changes. One that was decided stays so, whatever comes late."""
+    match notice, state:
+        case "dispute.opened", None:
+            return DisputeState.OPEN
+        case "dispute.won", None | DisputeState.OPEN:
+            return DisputeState.WON
+        case "dispute.lost", None | DisputeState.OPEN:
+            return DisputeState.LOST
+        case _:
+            return None
 
 
 class RefundRefusal(StrEnum):
+    DISPUTED = "disputed"
     NOT_PAID = "not_paid"
     TOO_MUCH = "too_much"
     TOO_MANY_UNITS = "too_many_units"
@@ -115,9 +138,11 @@ def decide_address(state: OrderState) -> SetAddressOutcome:
 
 
 def decide_refund(
-    state: OrderState, *, paid_minor: int, refunded_minor: int, asked_minor: int, units_left: int, units: int
+    state: OrderState, *, paid_minor: int, refunded_minor: int, asked_minor: int, units_left: int, units: int, disputed: bool = False
 ) -> RefundRefusal | None:
-    """Whether this much may go back. The order of the checks is part of the contract."""
+    """Whether this much may go back. The order of the checks is part of the contract. What the bank is asked for, it alone sends back."""
+    if disputed:
+        return RefundRefusal.DISPUTED
     if state not in PAID_STATES or paid_minor == 0:
         return RefundRefusal.NOT_PAID
     if asked_minor > paid_minor - refunded_minor:
@@ -125,6 +150,10 @@ def decide_refund(
     if units > units_left:
         return RefundRefusal.TOO_MANY_UNITS
     return None
+
+
+def dispute_id(room_id: str, provider: str, reference: str) -> str:
+    return scoped_id(room_id, derived_tail("dispute", provider, reference))
 
 
 def short_name(name: str) -> str:

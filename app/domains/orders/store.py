@@ -9,7 +9,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.domains.orders.rules import PAYABLE_STATES, OrderState
-from app.domains.orders.tables import Order, Payment, PaymentEvent, Refund, SandboxCharge
+from app.domains.orders.tables import Dispute, Order, Payment, PaymentEvent, ProviderCall, Refund, SandboxCharge
 from app.storage.bulk import BulkInsert
 from app.storage.tables import IdempotencyRecord
 
@@ -105,15 +105,30 @@ async def fetch_payment(session: AsyncSession, payment: str) -> Payment | None:
     return await session.get(Payment, payment)
 
 
+async def find_payment(session: AsyncSession, provider: str, *, payment: str, reference: str) -> Payment | None:
+    """By our id, or else by the provider's."""
+    if payment:
+        found = await session.get(Payment, payment)
+        return found if found and found.provider == provider else None
+    query = select(Payment).where(Payment.provider == provider, Payment.reference == reference, Payment.reference != "")
+    return (await session.scalars(query)).one_or_none()
+
+
 async def settle_payment(session: AsyncSession, payment: str, *, state: str, reason: str, at: datetime) -> bool:
-    """pending -> succeeded or declined, once."""
+    """pending -> succeeded, declined or refunded, once. Money may still come after a decline: another card, or notices out of order."""
+    before = ("pending",) if state == "declined" else ("pending", "declined")
     query = (
         update(Payment)
-        .where(Payment.id == payment, Payment.state == "pending")
+        .where(Payment.id == payment, Payment.state.in_(before))
         .values(state=state, reason=reason, settled_at=at)
         .returning(Payment.id)
     )
     return (await session.scalar(query)) is not None
+
+
+async def note_reference(session: AsyncSession, payment: str, *, reference: str, client_secret: str) -> None:
+    query = update(Payment).where(Payment.id == payment).values(reference=reference, client_secret=client_secret)
+    await session.execute(query)
 
 
 async def record_event(session: AsyncSession, row: dict[str, Any]) -> str:
@@ -136,6 +151,13 @@ async def insert_refund(session: AsyncSession, row: dict[str, Any]) -> bool:
 
 async def fetch_refund(session: AsyncSession, refund_id: str) -> Refund | None:
     return await session.get(Refund, refund_id)
+
+
+async def settle_refund(session: AsyncSession, refund_id: str, *, state: str, reference: str = "") -> bool:
+    """pending -> succeeded or failed, once."""
+    values = {"state": state} | ({"reference": reference} if reference else {})
+    query = update(Refund).where(Refund.id == refund_id, Refund.state == "pending").values(values).returning(Refund.id)
+    return (await session.scalar(query)) is not None
 
 
 async def lock_restocks(session: AsyncSession, order_ids: Collection[str]) -> list[Refund]:
@@ -162,14 +184,74 @@ async def lease_charges(session: AsyncSession, now: datetime, *, until: datetime
     return list((await session.scalars(leased)).all())
 
 
-async def mark_sent(session: AsyncSession, payment: str, next_at: datetime, left: int) -> None:
-    query = update(SandboxCharge).where(SandboxCharge.payment_id == payment)
-    await session.execute(query.values(left_to_send=left, due_at=next_at))
+async def lock_charge(session: AsyncSession, payment: str) -> SandboxCharge | None:
+    return (await session.scalars(select(SandboxCharge).where(SandboxCharge.payment_id == payment).with_for_update())).one_or_none()
 
 
-async def add_charge_refund(session: AsyncSession, payment: str, amount_minor: int) -> None:
-    query = update(SandboxCharge).where(SandboxCharge.payment_id == payment)
-    await session.execute(query.values(refunded_minor=SandboxCharge.refunded_minor + amount_minor))
+async def mark_sent(session: AsyncSession, payment: str, next_at: datetime, *, heard: bool, gives_up: bool) -> None:
+    """Relative to what is there now: a refund may have added a step meanwhile."""
+    query = update(SandboxCharge).where(SandboxCharge.payment_id == payment, SandboxCharge.left_to_send > 0)
+    values: dict[str, Any] = {"due_at": next_at}
+    if heard:
+        values |= {"left_to_send": SandboxCharge.left_to_send - 1, "attempts": 0}
+    elif gives_up:
+        values |= {"left_to_send": 0}
+    await session.execute(query.values(values))
+
+
+async def insert_call(session: AsyncSession, row: dict[str, Any]) -> None:
+    await session.execute(insert(ProviderCall).values(row).on_conflict_do_nothing())
+
+
+async def fetch_call(session: AsyncSession, kind: str, subject: str) -> ProviderCall | None:
+    return await session.get(ProviderCall, (kind, subject))
+
+
+async def lease_calls(
+    session: AsyncSession, now: datetime, *, until: datetime, limit: int, only: tuple[str, str] | None = None
+) -> list[ProviderCall]:
+    """Calls that are due, or `only` this one; nobody else makes them before `until`."""
+    due = select(ProviderCall.kind, ProviderCall.subject).where(ProviderCall.state == "due", ProviderCall.due_at <= now)
+    if only:
+        due = due.where(ProviderCall.kind == only[0], ProviderCall.subject == only[1])
+    due = due.order_by(ProviderCall.due_at).limit(limit).with_for_update(skip_locked=True)
+    query = update(ProviderCall).where(tuple_(ProviderCall.kind, ProviderCall.subject).in_(due))
+    leased = query.values(due_at=until, attempts=ProviderCall.attempts + 1).returning(ProviderCall)
+    return list((await session.scalars(leased)).all())
+
+
+async def end_call(session: AsyncSession, call: ProviderCall, *, state: str, error: str = "") -> bool:
+    """due -> done or failed, once."""
+    mine = (ProviderCall.kind == call.kind, ProviderCall.subject == call.subject, ProviderCall.state == "due")
+    query = update(ProviderCall).where(*mine).values(state=state, error=error).returning(ProviderCall.subject)
+    return (await session.scalar(query)) is not None
+
+
+async def put_off_call(session: AsyncSession, call: ProviderCall, due_at: datetime, error: str) -> None:
+    mine = (ProviderCall.kind == call.kind, ProviderCall.subject == call.subject, ProviderCall.state == "due")
+    await session.execute(update(ProviderCall).where(*mine).values(due_at=due_at, error=error))
+
+
+async def lock_dispute(session: AsyncSession, dispute: str) -> Dispute | None:
+    return (await session.scalars(select(Dispute).where(Dispute.id == dispute).with_for_update())).one_or_none()
+
+
+async def has_open_dispute(session: AsyncSession, order_id: str) -> bool:
+    query = select(Dispute.id).where(Dispute.order_id == order_id, Dispute.state == "open").limit(1)
+    return (await session.scalar(query)) is not None
+
+
+async def list_room_disputes(session: AsyncSession, room_id: str, *, after: tuple[datetime, str] | None, limit: int) -> list[Dispute]:
+    query = select(Dispute).where(Dispute.room_id == room_id)
+    if after:
+        query = query.where(tuple_(Dispute.opened_at, Dispute.id) < after)
+    return list((await session.scalars(query.order_by(Dispute.opened_at.desc(), Dispute.id.desc()).limit(limit))).all())
+
+
+async def lock_owed_disputes(session: AsyncSession, limit: int) -> list[Dispute]:
+    """Lost ones that the room's wallet could not pay for yet."""
+    query = select(Dispute).where(Dispute.state == "lost", Dispute.covered.is_(False))
+    return list((await session.scalars(query.order_by(Dispute.closed_at).limit(limit).with_for_update(skip_locked=True))).all())
 
 
 async def list_all_orders(session: AsyncSession, room_id: str) -> list[Order]:

@@ -6,10 +6,12 @@ A payment may be written before its order: the engine knows an order first, inta
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, Identity, Index, LargeBinary, UniqueConstraint
+from sqlalchemy import BigInteger, CheckConstraint, Identity, Index, LargeBinary, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.storage.sql import Table
+
+_OWED = text("state = 'lost' and not covered")
 
 
 class Order(Table):
@@ -57,7 +59,7 @@ class Payment(Table):
     """One attempt to pay an order. Its id is derived from viewer and key: its own idempotency record."""
 
     __tablename__ = "payments"
-    __table_args__ = (Index(None, "order_id"),)
+    __table_args__ = (Index(None, "order_id"), Index(None, "provider", "reference", postgresql_where=text("reference <> ''")))
 
     id: Mapped[str] = mapped_column(primary_key=True)
     order_id: Mapped[str]
@@ -71,6 +73,30 @@ class Payment(Table):
     reason: Mapped[str] = mapped_column(default="")
     created_at: Mapped[datetime]
     settled_at: Mapped[datetime | None]
+    reference: Mapped[str] = mapped_column(default="", server_default="")  # the provider's own id of it
+    client_secret: Mapped[str] = mapped_column(default="", server_default="")  # with which the viewer's app goes on at the provider
+
+
+class ProviderCall(Table):
+    """A call that is owed to a provider: written in the transaction that needs it, made outside of any, repeated until it is answered.
+
+    `subject` is a payment or a refund; kind and subject are the provider's idempotency key, so a repetition has no second effect there.
+    """
+
+    __tablename__ = "provider_calls"
+    __table_args__ = (Index(None, "due_at", postgresql_where=text("state = 'due'")),)
+
+    kind: Mapped[str] = mapped_column(primary_key=True)  # create, refund
+    subject: Mapped[str] = mapped_column(primary_key=True)
+    provider: Mapped[str]
+    payment_id: Mapped[str]
+    amount_minor: Mapped[int]
+    currency: Mapped[str]
+    data: Mapped[dict[str, Any]]
+    state: Mapped[str]  # due, done, failed
+    attempts: Mapped[int] = mapped_column(default=0)
+    due_at: Mapped[datetime]
+    error: Mapped[str] = mapped_column(default="")
 
 
 class PaymentEvent(Table):
@@ -104,10 +130,37 @@ class Refund(Table):
     restocked: Mapped[bool] = mapped_column(default=False)  # the engine has them
     by: Mapped[str]
     at: Mapped[datetime]
+    state: Mapped[str] = mapped_column(default="pending", server_default="succeeded")  # pending, succeeded, failed
+    reference: Mapped[str] = mapped_column(default="", server_default="")  # the provider's own id of it
+
+
+class Dispute(Table):
+    """A buyer asks the bank for the money back. While it is open, the room's wallet sets the amount aside."""
+
+    __tablename__ = "disputes"
+    __table_args__ = (Index(None, "order_id"), Index(None, "room_id", "opened_at", "id"), Index(None, "closed_at", postgresql_where=_OWED))
+
+    id: Mapped[str] = mapped_column(primary_key=True)  # the room's id, and what is derived from the provider's
+    provider: Mapped[str]
+    reference: Mapped[str]  # the provider's own id of it
+    payment_id: Mapped[str]
+    order_id: Mapped[str]
+    room_id: Mapped[str]
+    amount_minor: Mapped[int]
+    currency: Mapped[str]
+    reason: Mapped[str]
+    state: Mapped[str]  # open, won, lost
+    covered: Mapped[bool]  # the wallet had the amount to set aside, or has paid it
+    answer_by: Mapped[datetime | None]  # until then the provider takes evidence
+    opened_at: Mapped[datetime]
+    closed_at: Mapped[datetime | None]
 
 
 class SandboxCharge(Table):
-    """The sandbox provider's own book: what it will say of a payment, when, and whether it was heard."""
+    """The sandbox provider's own book: what it will say of a payment, when, and whether it was heard.
+
+    It says its verdict, more than once if it repeats itself, and then the `steps`, of which each waits for the one before it.
+    """
 
     __tablename__ = "sandbox_charges"
     __table_args__ = (Index(None, "due_at", postgresql_where="left_to_send > 0"),)
@@ -117,6 +170,8 @@ class SandboxCharge(Table):
     amount_minor: Mapped[int]
     currency: Mapped[str]
     due_at: Mapped[datetime]
-    left_to_send: Mapped[int]  # 2 for a provider that repeats itself
-    attempts: Mapped[int] = mapped_column(default=0)
+    left_to_send: Mapped[int]  # steps that are left, and before them the verdict, twice for a provider that repeats itself
+    attempts: Mapped[int] = mapped_column(default=0)  # of the notice that is next
     refunded_minor: Mapped[int] = mapped_column(default=0)
+    method: Mapped[str] = mapped_column(default="", server_default="")  # how it behaves
+    steps: Mapped[list[Any]] = mapped_column(default=list, server_default=text("'[]'::jsonb"))

@@ -17,7 +17,7 @@ from app.domains.envelopes.rules import EnvelopeDraft, Mode
 from app.domains.inventory import service as inventory
 from app.domains.lottery import service as lottery
 from app.domains.lottery.rules import Condition, DrawDraft, PrizeDraft, PrizeKind
-from app.domains.orders import aftersales, payments
+from app.domains.orders import aftersales, payments, sandbox
 from app.domains.orders.tables import SandboxCharge
 from app.domains.rooms import service as rooms
 from app.domains.wallet import service as wallet
@@ -65,7 +65,7 @@ class Show:
         async with self.engines.sql.read() as session:
             charge = await session.get(SandboxCharge, attempt.payment)
         assert charge
-        body, header = payments.sandbox_notice(self.engines.settings, charge, now_ms=self.runtime.now_ms())
+        body, header = sandbox.sandbox_notice(self.engines.settings, charge, now_ms=self.runtime.now_ms())
         assert await payments.receive_webhook(self.engines, "sandbox", {"Jishi-Signature": header}, body) == "paid"
         await self.shelf.intake()
 

@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 from sqlalchemy import func, select
 
-from app.domains.orders.payments import settle_sandbox_payments
+from app.domains.orders.sandbox import settle_sandbox_payments
 from app.domains.orders.tables import PaymentEvent, SandboxCharge
 from app.rest.pages import encode_cursor
 from app.storage.work import Engines
@@ -77,7 +77,7 @@ async def test_the_sandbox_pays_by_webhook(
     await shelf.intake()
     async with engines.sql.read() as session:
         assert (await session.scalars(select(PaymentEvent.outcome))).all() == ["paid"]
-        assert (await session.scalars(select(SandboxCharge.attempts))).all() == [2]
+        assert (await session.scalars(select(SandboxCharge.left_to_send))).all() == [0]
     assert await audit_stock(engines, ["room1"]) == []
 
 

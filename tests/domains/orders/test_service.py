@@ -8,8 +8,9 @@ from app.core.errors import AppError
 from app.core.ids import scoped_id
 from app.domains.catalogue import service as catalogue
 from app.domains.inventory import service as inventory
-from app.domains.orders import aftersales, payments
+from app.domains.orders import aftersales, payments, sandbox
 from app.domains.orders import service as orders
+from app.domains.orders.rules import sign
 from app.domains.orders.tables import SandboxCharge
 from app.domains.wallet import service as wallet
 from app.protocol.channels import room_channel, staff_channel, user_channel
@@ -42,7 +43,7 @@ async def notify(engines: Engines, runtime: TestRuntime, payment: str) -> str:
     async with engines.sql.read() as session:
         charge = await session.get(SandboxCharge, payment)
     assert charge
-    body, header = payments.sandbox_notice(engines.settings, charge, now_ms=runtime.now_ms())
+    body, header = sandbox.sandbox_notice(engines.settings, charge, now_ms=runtime.now_ms())
     return await payments.receive_webhook(engines, "sandbox", {"Jishi-Signature": header}, body)
 
 
@@ -218,14 +219,14 @@ async def test_a_webhook_needs_its_signature_and_its_time(shelf: Shelf, engines:
     order = await shelf.order(await shelf.offer())
     attempt = await payments.pay(engines, viewer_id="lin", request=OrderPay(order=order, key="m1"))
     body = b'{"id":"e1","type":"payment.succeeded","payment":"%s","amount_minor":1990,"currency":"CNY"}' % (attempt.payment or "").encode()
-    secret = payments.sandbox_secret(engines.settings)
+    secret = sandbox.sandbox_secret(engines.settings)
     now_s = runtime.now_ms() // 1000
     bad = [
         "",
         "t=,v1=",
-        payments.sign(b"other", now_s, body),
-        payments.sign(secret, now_s, body + b" "),
-        payments.sign(secret, now_s - 301, body),
+        sign(b"other", now_s, body),
+        sign(secret, now_s, body + b" "),
+        sign(secret, now_s - 301, body),
     ]
     for header in bad:
         with pytest.raises(AppError) as refused:
@@ -233,7 +234,7 @@ async def test_a_webhook_needs_its_signature_and_its_time(shelf: Shelf, engines:
         assert refused.value.code.word == "unauthorized"
     async with engines.sql.read() as session:
         assert (await session.execute(text("select count(*) from payment_events"))).scalar_one() == 0
-    good = payments.sign(secret, now_s - 300, body)
+    good = sign(secret, now_s - 300, body)
     assert await payments.receive_webhook(engines, "sandbox", {"Jishi-Signature": good}, body) == "paid"
 
 
@@ -241,7 +242,7 @@ async def test_a_wrong_amount_pays_nothing(shelf: Shelf, engines: Engines, runti
     order = await shelf.order(await shelf.offer())
     attempt = await payments.pay(engines, viewer_id="lin", request=OrderPay(order=order, key="m1"))
     body = b'{"id":"e1","type":"payment.succeeded","payment":"%s","amount_minor":1,"currency":"CNY"}' % (attempt.payment or "").encode()
-    header = payments.sign(payments.sandbox_secret(engines.settings), runtime.now_ms() // 1000, body)
+    header = sign(sandbox.sandbox_secret(engines.settings), runtime.now_ms() // 1000, body)
     assert await payments.receive_webhook(engines, "sandbox", {"Jishi-Signature": header}, body) == "amount_mismatch"
     assert await heard(engines, staff_channel("room1")) == ["alert.raised"]
     assert (await orders.find_order(engines, order, "lin")).state == "placed"  # type: ignore[union-attr]
