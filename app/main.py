@@ -18,6 +18,7 @@ from app.core.runtime import Runtime
 from app.core.settings import Settings, split_words
 from app.domains.accounts.service import resolve
 from app.domains.accounts.tokens import keeping_keys_fresh
+from app.domains.orders.payments import provider_named
 from app.gateway.endpoint import CODECS
 from app.gateway.endpoint import router as gateway_router
 from app.gateway.hub import Hub
@@ -74,6 +75,7 @@ def create_app(settings: Settings | None = None, *, engines: Engines | None = No
 def _lifespan(engines: Engines, *, close_engines: bool) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        provider_named(engines, engines.settings.payment_provider)  # imports its SDK before anybody waits for it
         async with keeping_keys_fresh(engines):
             await app.state.hub.start()
             try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.core.errors import SetupError
@@ -130,13 +130,13 @@ class Settings(BaseSettings):
     appendfsync: Literal["always", "everysec"] = "always"
 
     # Payments and webhooks
-    payment_provider: Literal["sandbox", "stripe"] = Field(default="sandbox", description="who takes new payments; `sandbox` pretends")
     provider_timeout_s: Annotated[int, Field(gt=0, le=4)] = 4  # clients give a command up after 5 s
     provider_attempts_max: Positive = Field(default=12, description="calls to a provider that does not answer, further and further apart")
     stripe_secret_key: SecretStr = SecretStr("")
     stripe_webhook_secret: SecretStr = Field(default=SecretStr(""), description="`whsec_...` of the endpoint that Stripe calls")
     stripe_publishable_key: str = Field(default="", description="handed to viewers' apps with each payment")
     stripe_api_url: str = Field(default="", description="another address of Stripe's API, for tests; empty: the real one")
+    payment_provider: Literal["sandbox", "stripe"] = Field(default="sandbox", description="who takes new payments; `sandbox` pretends")
     sandbox_payment_delay_ms: Annotated[int, Field(ge=0)] = 800
     sandbox_amount_patterns: bool = Field(
         default=False, description="the last two digits of an amount choose how the sandbox behaves (docs/payments.md)"
@@ -170,6 +170,15 @@ class Settings(BaseSettings):
         if not words or not set(words) <= set(COMPANY_ALGORITHMS):
             raise ValueError(f"must be one or more of {', '.join(COMPANY_ALGORITHMS)}, separated by commas")
         return text
+
+    @field_validator("payment_provider")
+    @classmethod
+    def _check_provider(cls, name: str, info: ValidationInfo) -> str:
+        names = ("stripe_secret_key", "stripe_webhook_secret")
+        missing = [key for key in names if key in info.data and not info.data[key].get_secret_value()]
+        if name == "stripe" and missing:
+            raise ValueError(f"stripe needs {' and '.join(f'JISHI_{key.upper()}' for key in missing)}")
+        return name
 
     @property
     def base_url(self) -> str:

@@ -15,6 +15,7 @@ import structlog
 
 from app.core.errors import AppError
 from app.core.metrics import PROVIDER_CALLS
+from app.core.settings import Settings
 from app.domains.inventory import service as inventory
 from app.domains.inventory.rules import ConfirmWord
 from app.domains.orders import store
@@ -50,13 +51,17 @@ def provider_named(engines: Engines, name: str) -> PaymentProvider:
     """
     key = f"payment provider {name}"
     if key not in engines.local:
-        engines.local[key] = _make(name)
+        engines.local[key] = _make(engines.settings, name)
     return engines.local[key]
 
 
-def _make(name: str) -> PaymentProvider:
+def _make(settings: Settings, name: str) -> PaymentProvider:
     if name == "sandbox":
         return Sandbox()
+    if name == "stripe" and settings.stripe_secret_key.get_secret_value():
+        from app.domains.orders.stripe import Stripe  # noqa: PLC0415 - its SDK is large, and for those alone who set it up
+
+        return Stripe(settings)
     raise AppError(NOT_FOUND, f"there is no payment provider {name!r}")
 
 
