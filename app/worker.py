@@ -26,8 +26,10 @@ from app.domains.envelopes.service import end_due_envelopes
 from app.domains.integrations.service import deliver_webhooks, expire_webhook_deliveries
 from app.domains.inventory.service import expire_sales, forget_hold_notes
 from app.domains.lottery.service import close_due_draws
+from app.domains.orders.aftersales import deliver_after_days
 from app.domains.orders.disputes import settle_owed_disputes
 from app.domains.orders.payments import call_providers
+from app.domains.orders.returns import run_due_returns
 from app.domains.orders.sandbox import settle_sandbox_payments
 from app.domains.rooms.service import pulse_rooms, take_price_steps
 from app.rest.idempotency import expire_idempotency_records
@@ -170,6 +172,8 @@ LOOPS: tuple[Loop, ...] = (
     Loop("take_price_steps", take_price_steps, 250),
     Loop("call_providers", call_providers, 250),
     Loop("settle_sandbox_payments", settle_sandbox_payments, 250),
+    Loop("run_due_returns", run_due_returns, 10_000),
+    Loop("deliver_after_days", deliver_after_days, 60_000),
     Loop("settle_owed_disputes", settle_owed_disputes, 30_000),
     Loop("close_due_draws", close_due_draws, 250),
     Loop("end_due_envelopes", end_due_envelopes, 500),

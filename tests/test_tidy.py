@@ -22,7 +22,10 @@ DOMAIN_FILES = {"__init__.py", "rules.py", "store.py", "service.py", "endpoints.
 DOMAIN_FILES_OF = {
     "accounts": {"tokens.py"},
     "chat": {"mirror.py"},
-    "orders": {"payments.py", "aftersales.py", "providers.py", "sandbox.py", "stripe.py", "disputes.py"},
+    "orders": {
+        *("payments.py", "providers.py", "sandbox.py", "stripe.py", "disputes.py"),
+        *("aftersales.py", "returns.py", "returns_endpoints.py"),
+    },
     "rooms": {"show.py", "shelf.py", "shelf_endpoints.py", "audience.py"},
 }
 BANNED_NAMES = {"utils", "helpers", "common", "base", "manager", "misc"}

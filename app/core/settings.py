@@ -141,6 +141,14 @@ class Settings(BaseSettings):
     sandbox_amount_patterns: bool = Field(
         default=False, description="the last two digits of an amount choose how the sandbox behaves (docs/payments.md)"
     )
+    receipt_days_max: Positive = Field(default=10, description="after shipping; then an order counts as delivered")
+    return_answer_days: Positive = Field(default=3, description="for the team to answer a return request; then it is approved")
+    return_ship_days: Positive = Field(default=7, description="for the viewer to send the goods back; then it is closed")
+    return_receive_days: Positive = Field(default=10, description="for the team to say that they came; then the money goes back")
+    return_inspect_days: Positive = Field(default=3, description="for the team to look at them; then the money goes back")
+    return_fault_days: Positive = Field(default=30, description="after delivery, to report a fault")
+    return_fresh_fault_days: Positive = Field(default=2, description="the same of fresh goods")
+    returns_per_order_max: Positive = 5
     webhook_tolerance_s: Positive = 300
     webhook_attempts_max: Positive = 12
     webhook_timeout_s: Positive = 10

@@ -51,6 +51,8 @@ CARRIED_BY: dict[type[Event], tuple[Kind, ...]] = {
     events.PaymentStarted: (Kind.USER,),
     events.PaymentDeclined: (Kind.USER,),
     events.RefundSettled: _VIEWER_AND_TEAM,
+    events.ReturnRequestedEvent: _VIEWER_AND_TEAM,
+    events.ReturnChanged: _VIEWER_AND_TEAM,
     events.DisputeOpened: (Kind.STAFF,),
     events.DisputeClosed: (Kind.STAFF,),
     events.DrawWon: (Kind.USER,),

@@ -226,7 +226,7 @@ class WaitEnded(Event, frozen=True, tag="wait.ended"):
 
 
 class OrderChanged(Event, frozen=True, tag="order.changed"):
-    """Any change that has no event of its own: shipped, cancelled, expired, refunded."""
+    """Any change that has no event of its own: shipped, delivered, cancelled, expired, refunded."""
 
     order: str
     session: str
@@ -285,6 +285,32 @@ class RefundSettled(Event, frozen=True, tag="refund.settled"):
     amount_minor: int
     currency: str
     reason: str = ""
+
+
+class ReturnRequestedEvent(Event, frozen=True, tag="return.requested"):
+    """A viewer asks for money back, with or without sending the goods back."""
+
+    request: str
+    order: str
+    viewer: str
+    kind: str
+    reason: str
+    quantity: int
+    amount_minor: int
+    currency: str
+    due_at: str
+
+
+class ReturnChanged(Event, frozen=True, tag="return.changed"):
+    """A return request went on: by the viewer, by the team, or by itself because its time was over."""
+
+    request: str
+    order: str
+    state: str
+    answer: str = ""
+    carrier: str = ""
+    tracking: str = ""
+    due_at: str | None = None
 
 
 class DisputeOpened(Event, frozen=True, tag="dispute.opened"):
@@ -407,6 +433,8 @@ EVENTS: tuple[type[Event], ...] = (
     PaymentStarted,
     PaymentDeclined,
     RefundSettled,
+    ReturnRequestedEvent,
+    ReturnChanged,
     DisputeOpened,
     DisputeClosed,
     DrawWon,

@@ -4,7 +4,7 @@ Each is made from its class, so an example cannot have a field that the wire doe
 Requests have theirs beside the command that they belong to (`Command.example`).
 """
 
-from app.protocol import commands, events, order_commands
+from app.protocol import commands, events, order_commands, return_commands
 from app.protocol.commands import ChatLine, Reply
 from app.protocol.events import Event
 from app.protocol.views import DrawView, EnvelopeView, OfferView, PrizeView, RoomState, RoomView, SessionView, UpcomingView, Winner
@@ -18,6 +18,7 @@ _DRAW = "k7qz0m4w2a-9d2w6r1ybn"
 _ENVELOPE = "k7qz0m4w2a-3v8n1c5xtd"
 _MESSAGE = "k7qz0m4w2a-5c1f0b7a9d3e4f60a1b2"
 _VIEWER = "user-42"
+_REQUEST = "k7qz0m4w2a-61b8d0f3a7c29e5b4d12"
 _HASH = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 
 _room = RoomView(id=_ROOM, title="安溪茶山", host="staff-lin", description="Tea and honey from the mountain")
@@ -107,6 +108,19 @@ _EVENTS: tuple[Event, ...] = (
     events.PaymentStarted(at=_AT, order=_HOLD, payment="pay-1", provider="stripe", client_secret="pi_3Q_secret_a1b2"),  # noqa: S106 - not a secret of anybody
     events.PaymentDeclined(at=_AT, order=_HOLD, payment="pay-1", reason="insufficient funds"),
     events.RefundSettled(at=_AT, refund="refund-1", order=_HOLD, state="succeeded", amount_minor=1990, currency="CNY"),
+    events.ReturnRequestedEvent(
+        at=_AT,
+        request=_REQUEST,
+        order=_HOLD,
+        viewer=_VIEWER,
+        kind="return_goods",
+        reason="damaged",
+        quantity=1,
+        amount_minor=1990,
+        currency="CNY",
+        due_at="2026-10-05T12:00:05.120Z",
+    ),
+    events.ReturnChanged(at=_AT, request=_REQUEST, order=_HOLD, state="approved", due_at="2026-10-12T12:00:05.120Z"),
     events.DisputeOpened(at=_AT, dispute="dispute-1", order=_HOLD, amount_minor=1990, currency="CNY", reason="not_received"),
     events.DisputeClosed(at=_AT, dispute="dispute-1", order=_HOLD, outcome="won", amount_minor=1990),
     events.DrawWon(at=_AT, draw=_DRAW, prize=_prize),
@@ -136,6 +150,22 @@ _order = order_commands.OrderView(
     state="paid",
     placed_at=_AT,
     paid_at="2026-10-02T12:01:10.000Z",
+)
+
+_return = return_commands.ReturnView(
+    id=_REQUEST,
+    order=_HOLD,
+    room=_ROOM,
+    kind="return_goods",
+    reason="damaged",
+    quantity=1,
+    amount_minor=1990,
+    currency="CNY",
+    state="requested",
+    text="The jar was broken",
+    evidence=[return_commands.Evidence(url="https://shop.example/photos/1.jpg", sha256=_HASH)],
+    requested_at=_AT,
+    due_at="2026-10-05T12:00:05.120Z",
 )
 
 _REPLIES: tuple[Reply | RoomState, ...] = (
@@ -175,6 +205,18 @@ _REPLIES: tuple[Reply | RoomState, ...] = (
     order_commands.OrderAddressed(outcome=order_commands.SetAddressOutcome.SET, order=_HOLD),
     _order,
     order_commands.OrderPage(orders=[_order]),
+    return_commands.ReceiptConfirmed(outcome=return_commands.ReceiptOutcome.CONFIRMED, order=_HOLD),
+    return_commands.ReturnRequested(
+        outcome=return_commands.ReturnOutcome.REQUESTED,
+        order=_HOLD,
+        request=_REQUEST,
+        amount_minor=1990,
+        currency="CNY",
+        due_at="2026-10-05T12:00:05.120Z",
+    ),
+    return_commands.ReturnStepped(outcome=return_commands.ReturnStepOutcome.DONE, request=_REQUEST, state="shipped_back"),
+    _return,
+    return_commands.ReturnPage(requests=[_return]),
     commands.WalletBalance(currency="CNY", available_minor=1366),
     commands.EnvelopeGrabbed(outcome=commands.GrabOutcome.OPENED, envelope=_ENVELOPE, amount_minor=366, position=7),
     commands.DrawEntered(outcome=commands.EnterOutcome.ENTERED, draw=_DRAW, entrants=128),

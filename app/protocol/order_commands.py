@@ -128,15 +128,17 @@ class OrderView(Reply, frozen=True):
     price_minor: int
     amount_minor: int
     currency: str
-    state: str  # placed, paid, shipped, cancelled, expired, refunded
+    state: str  # placed, paid, shipped, delivered, cancelled, expired, refunded
     placed_at: str
     pay_by: str | None = None
     paid_at: str | None = None
     shipped_at: str | None = None
+    delivered_at: str | None = None
     carrier: str | None = None
     tracking: str | None = None
     refunded_minor: int = 0
     reason: str = ""
+    return_policy: str = "no_reason_7_days"  # as confirmed at purchase; or "fresh_no_return"
     has_address: bool = True  # false: a prize that waits for `order.set_address`
 
 

@@ -22,7 +22,7 @@ from app.protocol.codes import NOT_FOUND
 from app.rest.access import public
 from app.rest.doc_shell import html_page
 
-GUIDES = frozenset({"connect", "reference", "payments", "sampling", "sdk-conformance", "glossary"})
+GUIDES = frozenset({"connect", "reference", "payments", "aftersales", "sampling", "sdk-conformance", "glossary"})
 _GUIDE_LINK = re.compile(r"(?:\./)?([\w-]+)\.md(#[\w-]+)?")
 
 router = APIRouter(include_in_schema=False)

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, ClassVar
 
 import msgspec
-from sqlalchemy import BigInteger, DateTime, MetaData, Text
+from sqlalchemy import BigInteger, DateTime, MetaData, Text, func, select
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
@@ -42,6 +42,12 @@ def async_url(database_url: str) -> str:
     """Accepts the addresses that platforms hand out (`postgres://`, `postgresql://`) and names the driver."""
     scheme, separator, rest = database_url.partition("://")
     return f"postgresql+asyncpg{separator}{rest}" if scheme in {"postgres", "postgresql", "postgresql+asyncpg"} else database_url
+
+
+async def sql_now_ms(session: AsyncSession, script_now_ms: int) -> int:
+    """The database's clock, for deadlines that SQL keeps: no node's clock decides. `script_now_ms` wins where it is not 0 (Runtime)."""
+    query = select(func.extract("epoch", func.now()) * 1000)
+    return script_now_ms or int(await session.scalar(query) or 0)
 
 
 def _json_text(value: Any) -> str:

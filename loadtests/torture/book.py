@@ -38,6 +38,7 @@ MEANING: dict[str, dict[str, frozenset[str]]] = {
         "placed": frozenset({"ordered"}),
         "paid": frozenset({"sold"}),
         "shipped": frozenset({"sold"}),
+        "delivered": frozenset({"sold"}),
         "refunded": frozenset({"sold"}),
         "expired": frozenset({"ordered", "lapsed"}),
         "cancelled": frozenset({"cancelled"}),

@@ -23,7 +23,7 @@ from tests.support.auditor.stock import audit_stock
 CONVERGE_S_MAX = 240.0
 POLL_S = 0.25
 ORDERS = "select id, state, amount_minor, refunded_minor, quantity, returned, offer_id, payment_id from orders"
-BOUGHT_STATES = ("paid", "shipped", "refunded")
+BOUGHT_STATES = ("paid", "shipped", "delivered", "refunded")
 
 
 @dataclass(slots=True)

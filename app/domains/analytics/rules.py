@@ -119,7 +119,7 @@ class PaymentsReport(BaseModel):
     """What became of the orders; `waiting + paid + cancelled + expired + refunded` is all of them."""
 
     waiting: int = Field(default=0, description="placed, the payment deadline has not passed")
-    paid: int = Field(default=0, description="paid or shipped, and not refunded in whole")
+    paid: int = Field(default=0, description="paid, shipped or delivered, and not refunded in whole")
     cancelled: int = 0
     expired: int = Field(default=0, description="not paid in time")
     refunded: int = Field(default=0, description="refunded in whole")

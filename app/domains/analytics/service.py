@@ -397,7 +397,7 @@ async def _payments(session: AsyncSession, session_id: str, total: Sales) -> Pay
     states = await store.count_states(session, session_id)
     return PaymentsReport(
         waiting=states.get("placed", 0),
-        paid=states.get("paid", 0) + states.get("shipped", 0),
+        paid=sum(states.get(state, 0) for state in ("paid", "shipped", "delivered")),
         cancelled=states.get("cancelled", 0),
         expired=states.get("expired", 0),
         refunded=states.get("refunded", 0),

@@ -129,6 +129,10 @@ DOMAIN = Domain(
     rights={"webhook.manage": "add and delete webhooks, read their delivery log"},
     routers=(router,),
     reactions=dict.fromkeys(
-        ("order.paid", "order.changed", "refund.settled", "dispute.opened", "dispute.closed", "session.ended"), service.queue_events
+        (
+            *("order.paid", "order.changed", "refund.settled", "return.requested", "return.changed"),
+            *("dispute.opened", "dispute.closed", "session.ended"),
+        ),
+        service.queue_events,
     ),
 )

@@ -9,13 +9,26 @@ import hmac
 import ipaddress
 from urllib.parse import urlsplit
 
-from app.protocol.events import DisputeClosed, DisputeOpened, Event, OrderChanged, OrderPaid, RefundSettled, SessionEnded
+from app.protocol.events import (
+    DisputeClosed,
+    DisputeOpened,
+    Event,
+    OrderChanged,
+    OrderPaid,
+    RefundSettled,
+    ReturnChanged,
+    ReturnRequestedEvent,
+    SessionEnded,
+)
 
 EVENT_TYPES: dict[str, str] = {
     "order.paid": "an order was paid",
     "order.shipped": "an order was handed to a carrier",
     "order.refunded": "money of an order went back; `refunded_minor` is the total so far",
     "refund.settled": "money that was sent back arrived, or could not: `state` is `succeeded` or `failed`",
+    "order.delivered": "a shipped order arrived, or counts as arrived",
+    "return.requested": "a viewer asks for the money of an order back",
+    "return.changed": "a return request went on; `state` says where it stands",
     "dispute.opened": "a buyer asks the bank for the money back",
     "dispute.closed": "the bank has decided a dispute: `outcome` is `won` or `lost`",
     "session.ended": "a session ended; its report is ready",
@@ -40,6 +53,12 @@ def webhook_event(event: Event) -> tuple[str, str] | None:
             return "session.ended", f"session.ended:{event.session}"
         case RefundSettled():
             return "refund.settled", f"refund.settled:{event.refund}"
+        case ReturnRequestedEvent():
+            return "return.requested", f"return.requested:{event.request}"
+        case ReturnChanged():
+            return "return.changed", f"return.changed:{event.request}:{event.state}"
+        case OrderChanged(state="delivered") if event.refunded_minor == 0:
+            return "order.delivered", f"order.delivered:{event.order}"
         case DisputeOpened():
             return "dispute.opened", f"dispute.opened:{event.dispute}"
         case DisputeClosed():

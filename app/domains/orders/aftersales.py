@@ -1,10 +1,11 @@
-"""What happens to an order besides paying it: its address, shipped, refunded whole or in part, its units back on the shelf.
+"""What happens to an order besides paying it: its address, shipped, delivered, refunded whole or in part, its units back on the shelf.
 
 SQL decides here and the engine follows: a refund that restocks is a row first, and the units return through a reaction to the committed
 event, once a refund. All money moves are ledger transfers whose ids name the payment or refund.
 """
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from typing import Any
 
@@ -24,10 +25,13 @@ from app.protocol.channels import staff_channel, user_channel
 from app.protocol.codes import CONFLICT, INSUFFICIENT_FUNDS, KEY_REUSED, NOT_FOUND
 from app.protocol.events import AlertRaised, OrderChanged, RefundSettled
 from app.protocol.order_commands import OrderAddressed, OrderSetAddress, SetAddressOutcome
+from app.protocol.return_commands import ReceiptOutcome
 from app.storage.intake import OutboxEntry, take_in_room
+from app.storage.sql import sql_now_ms
 from app.storage.work import Engines, Work
 
 TAKE_IN_BATCHES_MAX = 20
+DELIVERED_BATCH_MAX = 100
 
 _REFUSALS = {
     RefundRefusal.DISPUTED: "the buyer has asked the bank for this money: wait for its word, then refund what is left",
@@ -88,7 +92,7 @@ def _digest(request: OrderSetAddress) -> str:
 
 async def ship(work: Work, order_id: str, *, carrier: str, tracking: str, by: str) -> Order:
     """paid -> shipped. Again with the same carrier and number: nothing more happens."""
-    order = await _locked(work, order_id)
+    order = await lock_order(work, order_id)
     if order.state == OrderState.SHIPPED and (order.carrier, order.tracking) == (carrier, tracking):
         return order
     if order.state != OrderState.PAID:
@@ -100,25 +104,53 @@ async def ship(work: Work, order_id: str, *, carrier: str, tracking: str, by: st
     return order
 
 
+async def confirm_receipt(engines: Engines, *, viewer_id: str, order_id: str) -> ReceiptOutcome:
+    """shipped -> delivered, by the viewer."""
+    async with engines.work() as work:
+        order = await store.lock_order(work.session, order_id)
+        if order is None or order.viewer_id != viewer_id:
+            return ReceiptOutcome.UNKNOWN
+        if order.delivered_at is not None:
+            return ReceiptOutcome.CONFIRMED
+        if order.state != OrderState.SHIPPED:
+            return ReceiptOutcome.NOT_SHIPPED
+        await _deliver(work, order, by=viewer_id)
+        return ReceiptOutcome.CONFIRMED
+
+
+async def deliver(work: Work, order_id: str, *, by: str) -> Order:
+    """shipped -> delivered, by the team or the carrier. Again: nothing more happens."""
+    order = await lock_order(work, order_id)
+    if order.delivered_at is None:
+        if order.state != OrderState.SHIPPED:
+            raise AppError(CONFLICT, f"only a shipped order can be delivered; this one is {order.state}")
+        await _deliver(work, order, by=by)
+    return order
+
+
+async def _deliver(work: Work, order: Order, *, by: str) -> None:
+    now_ms = await sql_now_ms(work.session, work.runtime.script_now_ms())
+    order.state, order.delivered_at = OrderState.DELIVERED, datetime.fromtimestamp(now_ms / 1000, UTC)
+    await work.session.flush()
+    emit_changed(work, order)
+    await work.audit(order.room_id, by, "order.deliver", order.id)
+
+
+async def deliver_after_days(engines: Engines) -> None:
+    """One pass of the worker: what was shipped long ago counts as delivered."""
+    async with engines.work() as work:
+        now_ms = await sql_now_ms(work.session, engines.runtime.script_now_ms())
+        before = datetime.fromtimestamp(now_ms / 1000, UTC) - timedelta(days=engines.settings.receipt_days_max)
+        for order in await store.lock_long_shipped(work.session, before, DELIVERED_BATCH_MAX):
+            await _deliver(work, order, by="system")
+
+
 async def refund(work: Work, order_id: str, *, amount_minor: int | None, reason: str, restock: bool, by: str) -> Order:
     """Sends money back: all that is left, or a part. `restock` returns the units, or as many whole ones as the part pays for."""
-    order = await _locked(work, order_id)
-    left = order.amount_minor - order.refunded_minor
-    amount = left if amount_minor is None else amount_minor
-    units_left = order.quantity - order.returned
-    units = _units(order, amount, units_left) if restock else 0
-    refusal = decide_refund(
-        OrderState(order.state),
-        paid_minor=order.amount_minor,
-        refunded_minor=order.refunded_minor,
-        asked_minor=amount,
-        units_left=units_left,
-        units=units,
-        disputed=await store.has_open_dispute(work.session, order.id),
-    )
-    if refusal or not order.payment_id:
-        raise AppError(CONFLICT, _REFUSALS[refusal or RefundRefusal.NOT_PAID])
-    await _send_back(work, order, amount=amount, units=units, reason=reason, by=by)
+    order = await lock_order(work, order_id)
+    amount = order.amount_minor - order.refunded_minor if amount_minor is None else amount_minor
+    units = _units(order, amount, order.quantity - order.returned) if restock else 0
+    await send_back(work, order, amount=amount, units=units, reason=reason, by=by)
     return order
 
 
@@ -127,8 +159,19 @@ def _units(order: Order, amount_minor: int, units_left: int) -> int:
     return units_left if whole else min(units_left, amount_minor // order.price_minor)
 
 
-async def _send_back(work: Work, order: Order, *, amount: int, units: int, reason: str, by: str) -> None:
-    assert order.payment_id
+async def send_back(work: Work, order: Order, *, amount: int, units: int, reason: str, by: str) -> None:
+    """Money of a locked order goes back, and units on the shelf. Raises AppError `conflict` or `insufficient_funds` when it cannot."""
+    refusal = decide_refund(
+        OrderState(order.state),
+        paid_minor=order.amount_minor,
+        refunded_minor=order.refunded_minor,
+        asked_minor=amount,
+        units_left=order.quantity - order.returned,
+        units=units,
+        disputed=await store.has_open_dispute(work.session, order.id),
+    )
+    if refusal or not order.payment_id:
+        raise AppError(CONFLICT, _REFUSALS[refusal or RefundRefusal.NOT_PAID])
     payment = await store.fetch_payment(work.session, order.payment_id)
     assert payment, "a paid order has its payment"
     refund_id = f"{order.room_id}-{work.runtime.new_short_id()}"
@@ -193,7 +236,8 @@ def _money_out(order: Order, provider: str, refund_id: str, amount: int) -> Move
     )
 
 
-async def _locked(work: Work, order_id: str) -> Order:
+async def lock_order(work: Work, order_id: str) -> Order:
+    """Raises AppError `not_found`."""
     order = await store.lock_order(work.session, order_id)
     if order is None:
         raise AppError(NOT_FOUND, f"there is no order {order_id}")
@@ -223,7 +267,7 @@ async def take_in_refund_due(work: Work, entries: list[OutboxEntry]) -> None:
 
 async def refund_unwanted(work: Work, order_id: str, *, payment: str, provider: str, amount: int, reason: str) -> None:
     """In and out again, once a payment. The order keeps its state; `refunded_minor` and `reason` say what happened."""
-    order = await _locked(work, order_id)
+    order = await lock_order(work, order_id)
     refund_id = automatic_refund_id(payment)
     row = _refund_row(work, refund_id, order, payment=payment, amount=amount, reason=reason, by="system")
     if amount == 0 or not await store.insert_refund(work.session, row):
@@ -256,7 +300,7 @@ async def take_refund_notice(
         text = f"Payment {elsewhere.id}: the provider sent money back that nobody refunded here; book it, or ask who did"
         work.emit(elsewhere.room_id, [staff_channel(elsewhere.room_id)], AlertRaised(at=work.at, word="refund_elsewhere", text=text))
         return "unknown_refund"
-    order = await _locked(work, refund.order_id)
+    order = await lock_order(work, refund.order_id)
     if not await store.settle_refund(work.session, refund_id, state=state, reference=reference) or state == "pending":
         return f"refund_{state}"
     if state == "failed":
@@ -290,7 +334,8 @@ async def _undo(work: Work, order: Order, refund: Refund, reason: str) -> None:
     if order.payment_id in {None, payment.id}:
         order.refunded_minor = max(0, order.refunded_minor - refund.amount_minor)
     if order.state == OrderState.REFUNDED:
-        order.state = OrderState.SHIPPED if order.shipped_at else OrderState.PAID
+        shipped = OrderState.DELIVERED if order.delivered_at else OrderState.SHIPPED
+        order.state = shipped if order.shipped_at else OrderState.PAID
     await work.session.flush()
     emit_changed(work, order, reason="refund_failed")
     text = f"Order {order.id}: {refund.amount_minor} {refund.currency} could not be sent back ({reason}); find another way"

@@ -10,7 +10,7 @@ from app.core.caller import Caller
 from app.core.errors import AppError
 from app.core.registry import Command, Domain
 from app.domains.inventory.service import scope
-from app.domains.orders import aftersales, payments, service, store
+from app.domains.orders import aftersales, payments, returns_endpoints, service, store
 from app.domains.orders.rules import DisputeState, OrderState
 from app.domains.orders.tables import Order
 from app.protocol.codes import NOT_FOUND
@@ -93,6 +93,7 @@ class OrderOut(BaseModel):
     pay_by: str | None
     paid_at: str | None
     shipped_at: str | None
+    delivered_at: str | None
     carrier: str | None
     tracking: str | None
     refunded_minor: int
@@ -111,7 +112,6 @@ def _out(row: Order) -> OrderOut:
         buyer=row.buyer,
         prize=row.prize,
         returned=row.returned,
-        return_policy=row.return_policy,
         address=row.address,
     )
 
@@ -163,6 +163,14 @@ async def ship_order(order_id: str, body: ShipIn, engines: EnginesDep, caller: A
     check_right(caller, "order.fulfil", scope(order_id, "order"))
     async with engines.work() as work:
         return _out(await aftersales.ship(work, order_id, carrier=body.carrier, tracking=body.tracking, by=caller.id))
+
+
+@router.post("/orders/{order_id}/deliver")
+async def deliver_order(order_id: str, engines: EnginesDep, caller: Annotated[Caller, require("order.fulfil")]) -> OrderOut:
+    """Says that a shipped order has arrived, as the carrier reports; its viewer may say so too (`order.confirm_receipt`)."""
+    check_right(caller, "order.fulfil", scope(order_id, "order"))
+    async with engines.work() as work:
+        return _out(await aftersales.deliver(work, order_id, by=caller.id))
 
 
 @router.post("/orders/{order_id}/refund")
@@ -223,9 +231,9 @@ _ADDRESS = {"name": "Lin", "phone": "13800000000", "region": "Fujian", "line": "
 DOMAIN = Domain(
     name="orders",
     rights={
-        "order.place": "order what one holds, cancel and pay it, say where to send it, and follow it",
-        "order.view": "see a room's orders and stock",
-        "order.fulfil": "ship and refund a room's orders",
+        "order.place": "order what one holds, cancel and pay it, say where to send it, follow it, and ask for returns",
+        "order.view": "see a room's orders, return requests, disputes and stock",
+        "order.fulfil": "ship and refund a room's orders, and decide its return requests",
     },
     commands=(
         Command(
@@ -279,8 +287,9 @@ DOMAIN = Domain(
             calls_per_s_max=2,
             is_open_to_banned=True,
         ),
+        *returns_endpoints.COMMANDS,
     ),
-    routers=(router,),
+    routers=(router, returns_endpoints.router),
     intake=dict.fromkeys(("order.placed", "order.awarded", "order.paid", "order.ended", "order.refund_due"), aftersales.take_in_orders),
     reactions={"order.changed": aftersales.on_order_changed},
 )

@@ -1,7 +1,7 @@
 """What orders decide from values: states, what a viewer hears, what may be refunded, how a payment event is signed.
 
-    placed -> paid -> shipped          placed -> cancelled | expired          expired -> paid (the late-pay rule)
-    paid, shipped -> refunded, once the whole amount went back; a part leaves the state as it is
+    placed -> paid -> shipped -> delivered          placed -> cancelled | expired          expired -> paid (the late-pay rule)
+    paid, shipped, delivered -> refunded, once the whole amount went back; a part leaves the state as it is
 
 The engine decides the steps up to `paid`, SQL those after it. A prize is an order that was paid by winning it.
 """
@@ -17,6 +17,7 @@ from msgspec import Struct
 from app.core.ids import derived_tail, room_of, scoped_id
 from app.domains.inventory.rules import HoldState, RoomBooks
 from app.protocol.order_commands import PayOutcome, SetAddressOutcome
+from app.protocol.return_commands import ReturnOutcome
 
 SIGNATURE_HEADER = "Jishi-Signature"
 
@@ -25,12 +26,13 @@ class OrderState(StrEnum):
     PLACED = "placed"
     PAID = "paid"
     SHIPPED = "shipped"
+    DELIVERED = "delivered"
     CANCELLED = "cancelled"
     EXPIRED = "expired"
     REFUNDED = "refunded"
 
 
-PAID_STATES = (OrderState.PAID, OrderState.SHIPPED)
+PAID_STATES = (OrderState.PAID, OrderState.SHIPPED, OrderState.DELIVERED)
 PAYABLE_STATES = (OrderState.PLACED, OrderState.EXPIRED)  # what a confirmed payment may still turn into `paid`
 
 
@@ -108,7 +110,7 @@ def decide_pay(state: OrderState) -> PayOutcome:
     match state:
         case OrderState.PLACED:
             return PayOutcome.PENDING
-        case OrderState.PAID | OrderState.SHIPPED:
+        case OrderState.PAID | OrderState.SHIPPED | OrderState.DELIVERED:
             return PayOutcome.PAID
         case OrderState.CANCELLED:
             return PayOutcome.CANCELLED
@@ -125,7 +127,7 @@ def decide_address(state: OrderState) -> SetAddressOutcome:
     match state:
         case OrderState.PLACED | OrderState.PAID:
             return SetAddressOutcome.SET
-        case OrderState.SHIPPED:
+        case OrderState.SHIPPED | OrderState.DELIVERED:
             return SetAddressOutcome.SHIPPED
         case OrderState.CANCELLED:
             return SetAddressOutcome.CANCELLED
@@ -156,6 +158,156 @@ def dispute_id(room_id: str, provider: str, reference: str) -> str:
     return scoped_id(room_id, derived_tail("dispute", provider, reference))
 
 
+# --- return requests -----------------------------------------------------------------------------------------------------------------
+#
+#     requested -> approved -> shipped_back -> received -> refunded        requested -> rejected
+#     approved -> received (handed over)    approved -> refunded, where nothing is sent back
+#     requested, approved -> closed: taken back, or nothing was sent in time         received -> closed: not as promised
+
+
+class ReturnState(StrEnum):
+    REQUESTED = "requested"
+    APPROVED = "approved"
+    SHIPPED_BACK = "shipped_back"
+    RECEIVED = "received"
+    REFUNDED = "refunded"
+    REJECTED = "rejected"
+    CLOSED = "closed"
+
+
+class ReturnAct(StrEnum):
+    APPROVE = "approve"
+    REJECT = "reject"
+    CANCEL = "cancel"
+    SHIP_BACK = "ship_back"
+    RECEIVE = "receive"
+    REFUND = "refund"
+    REFUSE = "refuse"
+
+
+REFUND_ONLY = "refund_only"
+RETURN_GOODS = "return_goods"
+NO_REASON = "no_reason"
+FRESH = "fresh_no_return"
+NO_REASON_DAYS = 7
+DAY_MS = 24 * 3600 * 1000
+
+_STEPS = {
+    (ReturnState.REQUESTED, ReturnAct.APPROVE): ReturnState.APPROVED,
+    (ReturnState.REQUESTED, ReturnAct.REJECT): ReturnState.REJECTED,
+    (ReturnState.REQUESTED, ReturnAct.CANCEL): ReturnState.CLOSED,
+    (ReturnState.APPROVED, ReturnAct.CANCEL): ReturnState.CLOSED,
+    (ReturnState.RECEIVED, ReturnAct.REFUND): ReturnState.REFUNDED,
+    (ReturnState.RECEIVED, ReturnAct.REFUSE): ReturnState.CLOSED,
+}
+_STEPS_OF_KIND = {
+    REFUND_ONLY: {(ReturnState.APPROVED, ReturnAct.REFUND): ReturnState.REFUNDED},
+    RETURN_GOODS: {
+        (ReturnState.APPROVED, ReturnAct.SHIP_BACK): ReturnState.SHIPPED_BACK,
+        (ReturnState.APPROVED, ReturnAct.RECEIVE): ReturnState.RECEIVED,
+        (ReturnState.SHIPPED_BACK, ReturnAct.RECEIVE): ReturnState.RECEIVED,
+        (ReturnState.SHIPPED_BACK, ReturnAct.REFUND): ReturnState.REFUNDED,  # when the team says nothing of a parcel for long
+    },
+}
+
+
+def next_return_state(state: ReturnState, act: ReturnAct, kind: str) -> ReturnState | None:
+    """None: this cannot be done in this state."""
+    return _STEPS.get((state, act)) or _STEPS_OF_KIND[kind].get((state, act))
+
+
+def act_when_due(state: ReturnState, kind: str) -> ReturnAct:
+    """What happens by itself when the time of an open return request is over."""
+    match state:
+        case ReturnState.REQUESTED:
+            return ReturnAct.APPROVE
+        case ReturnState.APPROVED if kind == RETURN_GOODS:
+            return ReturnAct.CANCEL
+        case _:
+            return ReturnAct.REFUND
+
+
+class ReturnDays(Struct, frozen=True, kw_only=True):
+    """How long each waits for the other, in days; from the settings."""
+
+    answer: int
+    ship: int
+    receive: int
+    inspect: int
+    fault: int
+    fresh_fault: int
+
+
+def days_in(state: ReturnState, kind: str, days: ReturnDays) -> int | None:
+    """How long a return request may stay in a state; 0: it goes on at once; None: it has ended."""
+    match state:
+        case ReturnState.REQUESTED:
+            return days.answer
+        case ReturnState.APPROVED:
+            return days.ship if kind == RETURN_GOODS else 0
+        case ReturnState.SHIPPED_BACK:
+            return days.receive
+        case ReturnState.RECEIVED:
+            return days.inspect
+        case ReturnState.REFUNDED | ReturnState.REJECTED | ReturnState.CLOSED:
+            return None
+        case _:
+            assert_never(state)
+
+
+class ReturnCase(Struct, frozen=True, kw_only=True):
+    """An order, and what is asked for it."""
+
+    state: OrderState
+    policy: str
+    left_minor: int  # of what was paid
+    units_left: int  # that no return request was refunded for
+    delivered_ms: int | None
+    requests: int  # that came before
+    is_open: bool  # one of them still is
+    kind: str
+    reason: str
+    quantity: int
+    explained: bool  # by text or evidence
+
+
+def decide_return(case: ReturnCase, *, now_ms: int, days: ReturnDays, requests_max: int) -> ReturnOutcome:
+    """Whether a return request may be made. The order of the checks is part of the contract. The team may always refund by itself."""
+    shipped = case.state in {OrderState.SHIPPED, OrderState.DELIVERED}
+    if case.state not in PAID_STATES or case.left_minor <= 0:
+        return ReturnOutcome.NOTHING_PAID
+    if case.is_open:
+        return ReturnOutcome.OPEN
+    if case.requests >= requests_max:
+        return ReturnOutcome.LIMIT
+    if case.quantity > case.units_left:
+        return ReturnOutcome.TOO_MANY
+    if case.kind == RETURN_GOODS and not shipped:
+        return ReturnOutcome.NOT_SHIPPED
+    if case.reason not in {NO_REASON, "not_received"} and not case.explained:
+        return ReturnOutcome.EVIDENCE_NEEDED
+    if case.reason == NO_REASON and case.policy == FRESH:
+        return ReturnOutcome.EXCLUDED
+    if case.delivered_ms is not None and now_ms > case.delivered_ms + _window_days(case, days) * DAY_MS:
+        return ReturnOutcome.TOO_LATE
+    return ReturnOutcome.REQUESTED
+
+
+def _window_days(case: ReturnCase, days: ReturnDays) -> int:
+    if case.reason == NO_REASON:
+        return NO_REASON_DAYS
+    return days.fresh_fault if case.policy == FRESH else days.fault
+
+
+def restocks(*, kind: str, reason: str, policy: str, shipped: bool) -> bool:
+    """Whether the units may be sold again: they never left, or came back whole. What is fresh, or faulty, may not."""
+    return not shipped or (kind == RETURN_GOODS and reason in {NO_REASON, "wrong_item"} and policy != FRESH)
+
+
+def return_request_id(order_id: str, viewer_id: str, key: str) -> str:
+    return scoped_id(room_of(order_id), derived_tail("return", viewer_id, key))
+
+
 def short_name(name: str) -> str:
     """`Lin` is `L**`: for the room's mood, without naming the buyer."""
     return (name[:1] or "*") + "**"
@@ -180,6 +332,7 @@ _HOLD_OF_ORDER = {
     OrderState.PLACED: HoldState.ORDERED,
     OrderState.PAID: HoldState.SOLD,
     OrderState.SHIPPED: HoldState.SOLD,
+    OrderState.DELIVERED: HoldState.SOLD,
     OrderState.REFUNDED: HoldState.SOLD,
     OrderState.CANCELLED: HoldState.CANCELLED,
     OrderState.EXPIRED: HoldState.LAPSED,

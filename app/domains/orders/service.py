@@ -133,10 +133,12 @@ def view_order(row: Order, state: OrderState | None = None) -> OrderView:
         pay_by=_text(row.pay_by),
         paid_at=_text(row.paid_at),
         shipped_at=_text(row.shipped_at),
+        delivered_at=_text(row.delivered_at),
         carrier=row.carrier,
         tracking=row.tracking,
         refunded_minor=row.refunded_minor,
         reason=row.reason,
+        return_policy=row.return_policy,
         has_address=row.address is not None,
     )
 
@@ -155,6 +157,7 @@ def _view_hold(room_id: str, order_id: str, hold: Hold, state: OrderState) -> Or
         state=state,
         placed_at=at_text(hold.placed),
         pay_by=at_text(hold.pay_by),
+        return_policy=hold.policy,
     )
 
 

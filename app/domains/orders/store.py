@@ -9,7 +9,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.domains.orders.rules import PAYABLE_STATES, OrderState
-from app.domains.orders.tables import Dispute, Order, Payment, PaymentEvent, ProviderCall, Refund, SandboxCharge
+from app.domains.orders.tables import Dispute, Order, Payment, PaymentEvent, ProviderCall, Refund, ReturnRequest, SandboxCharge
 from app.storage.bulk import BulkInsert
 from app.storage.tables import IdempotencyRecord
 
@@ -230,6 +230,41 @@ async def end_call(session: AsyncSession, call: ProviderCall, *, state: str, err
 async def put_off_call(session: AsyncSession, call: ProviderCall, due_at: datetime, error: str) -> None:
     mine = (ProviderCall.kind == call.kind, ProviderCall.subject == call.subject, ProviderCall.state == "due")
     await session.execute(update(ProviderCall).where(*mine).values(due_at=due_at, error=error))
+
+
+async def lock_long_shipped(session: AsyncSession, before: datetime, limit: int) -> list[Order]:
+    query = select(Order).where(Order.state == OrderState.SHIPPED, Order.shipped_at <= before).order_by(Order.shipped_at).limit(limit)
+    return list((await session.scalars(query.with_for_update(skip_locked=True))).all())
+
+
+async def fetch_return(session: AsyncSession, request_id: str) -> ReturnRequest | None:
+    return await session.get(ReturnRequest, request_id)
+
+
+async def lock_return(session: AsyncSession, request_id: str) -> ReturnRequest | None:
+    query = select(ReturnRequest).where(ReturnRequest.id == request_id).with_for_update().execution_options(populate_existing=True)
+    return (await session.scalars(query)).one_or_none()
+
+
+async def list_order_returns(session: AsyncSession, order_id: str) -> list[ReturnRequest]:
+    """Bounded by `returns_per_order_max`."""
+    return list((await session.scalars(select(ReturnRequest).where(ReturnRequest.order_id == order_id))).all())
+
+
+async def list_returns(
+    session: AsyncSession, filters: dict[str, str], *, after: tuple[datetime, str] | None, limit: int
+) -> list[ReturnRequest]:
+    """Newest first; `filters` name a viewer, a room, an order or a state."""
+    query = select(ReturnRequest).filter_by(**filters)
+    if after:
+        query = query.where(tuple_(ReturnRequest.requested_at, ReturnRequest.id) < after)
+    query = query.order_by(ReturnRequest.requested_at.desc(), ReturnRequest.id.desc()).limit(limit)
+    return list((await session.scalars(query)).all())
+
+
+async def list_due_returns(session: AsyncSession, now: datetime, limit: int) -> list[str]:
+    query = select(ReturnRequest.id).where(ReturnRequest.due_at <= now).order_by(ReturnRequest.due_at).limit(limit)
+    return list((await session.scalars(query)).all())
 
 
 async def lock_dispute(session: AsyncSession, dispute: str) -> Dispute | None:

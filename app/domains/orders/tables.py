@@ -11,6 +11,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from app.storage.sql import Table
 
+_OPEN_RETURN = text("state in ('requested', 'approved', 'shipped_back', 'received')")
 _OWED = text("state = 'lost' and not covered")
 
 
@@ -23,6 +24,7 @@ class Order(Table):
         Index(None, "room_id", "placed_at", "id"),
         Index(None, "session_id", "state"),
         Index(None, "offer_id"),
+        Index(None, "shipped_at", postgresql_where=text("state = 'shipped'")),
         CheckConstraint("quantity > 0 and returned >= 0 and returned <= quantity", name="quantity"),
         CheckConstraint("refunded_minor >= 0 and refunded_minor <= amount_minor", name="refunded"),
     )
@@ -48,6 +50,7 @@ class Order(Table):
     pay_by: Mapped[datetime | None]
     paid_at: Mapped[datetime | None]
     shipped_at: Mapped[datetime | None]
+    delivered_at: Mapped[datetime | None]  # as the viewer or the team said, or by itself some days after shipping
     payment_id: Mapped[str | None]
     carrier: Mapped[str | None]
     tracking: Mapped[str | None]
@@ -132,6 +135,40 @@ class Refund(Table):
     at: Mapped[datetime]
     state: Mapped[str] = mapped_column(default="pending", server_default="succeeded")  # pending, succeeded, failed
     reference: Mapped[str] = mapped_column(default="", server_default="")  # the provider's own id of it
+
+
+class ReturnRequest(Table):
+    """A viewer wants money back. Its id is derived from viewer and key: its own idempotency record. `due_at`: when it goes on by itself."""
+
+    __tablename__ = "return_requests"
+    __table_args__ = (
+        Index("uq_return_requests_open", "order_id", unique=True, postgresql_where=_OPEN_RETURN),  # one at a time
+        Index(None, "order_id"),
+        Index(None, "viewer_id", "requested_at", "id"),
+        Index(None, "room_id", "requested_at", "id"),
+        Index(None, "due_at", postgresql_where=text("due_at is not null")),
+        CheckConstraint("quantity > 0 and amount_minor > 0", name="amount"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    digest: Mapped[str]  # of the request
+    order_id: Mapped[str]
+    room_id: Mapped[str]
+    viewer_id: Mapped[str]
+    kind: Mapped[str]
+    reason: Mapped[str]
+    quantity: Mapped[int]
+    amount_minor: Mapped[int]
+    currency: Mapped[str]
+    text: Mapped[str]
+    evidence: Mapped[list[Any]]
+    state: Mapped[str]
+    answer: Mapped[str] = mapped_column(default="")
+    carrier: Mapped[str | None]
+    tracking: Mapped[str | None]
+    due_at: Mapped[datetime | None]
+    requested_at: Mapped[datetime]
+    closed_at: Mapped[datetime | None]
 
 
 class Dispute(Table):

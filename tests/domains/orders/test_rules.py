@@ -66,6 +66,7 @@ def test_every_state_has_a_word_for_pay() -> None:
         "placed": "pending",
         "paid": "paid",
         "shipped": "paid",
+        "delivered": "paid",
         "cancelled": "cancelled",
         "expired": "expired",
         "refunded": "refunded",

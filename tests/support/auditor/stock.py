@@ -24,6 +24,7 @@ HOLD_STATE_OF = {
     "placed": "ordered",
     "paid": "sold",
     "shipped": "sold",
+    "delivered": "sold",
     "refunded": "sold",
     "cancelled": "cancelled",
     "expired": "lapsed",
