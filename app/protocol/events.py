@@ -176,7 +176,7 @@ class EnvelopeUpdated(Event, frozen=True, tag="envelope.updated"):
 
 
 class Pulse(Event, frozen=True, tag="room.pulse"):
-    """Counters, once a second, without an offset: only the newest matters."""
+    """Counters, once a second, without an offset: only the newest matters. `at` is the clock that decides windows and deadlines."""
 
     room: str
     viewers: int

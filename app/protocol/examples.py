@@ -173,6 +173,7 @@ _REPLIES: tuple[Reply | RoomState, ...] = (
     commands.ChatSent(outcome=commands.ChatOutcome.SENT, message=_MESSAGE),
     commands.ChatLines(messages=[_line]),
     RoomState(
+        now=_AT,
         room=_room,
         session=_session,
         upcoming=[UpcomingView(session="k7qz0m4w2a-1q2w3e4r5t", title="Winter oranges", starts_at="2026-12-01T12:00:00.000Z")],

@@ -102,8 +102,10 @@ class RoomState(Struct, frozen=True, kw_only=True):
     """A room's snapshot: what the subscribe reply carries in `data`, and what `room.snapshot` answers.
 
     This and the stage events after its offset give a fresh one; `stock`, `likes` and `viewers` are readings, renewed by the pulse.
+    `now` is the clock that decides windows and deadlines, and the pulse's `at` tells it again: count down by the difference to it.
     """
 
+    now: str
     room: RoomView
     session: SessionView | None
     upcoming: list[UpcomingView]

@@ -91,5 +91,5 @@ def epoch_ms(seconds: bytes | int, microseconds: bytes | int) -> int:
 
 
 async def engine_now_ms(client: Redis) -> int:
-    seconds, microseconds = await client.time()
+    seconds, microseconds = await client.line.call(("TIME",))
     return epoch_ms(seconds, microseconds)

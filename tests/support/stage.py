@@ -3,7 +3,7 @@
 import copy
 from typing import Any
 
-READINGS = ("stock", "likes", "viewers")  # renewed by the pulse, not by events
+READINGS = ("now", "stock", "likes", "viewers")  # renewed by the pulse, not by events
 
 
 def apply_event(stage: dict[str, Any], event: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from app.protocol.codes import TOO_MANY_REQUESTS, UNKNOWN_CHANNEL
 from app.protocol.events import Event, Pulse, SessionArchived, SessionEnded, SessionWentLive, encode_event
 from app.protocol.views import OfferView, RoomView, SessionView, UpcomingView
 from app.storage import presence
+from app.storage.redis import engine_now_ms
 from app.storage.work import Engines, Work
 
 AIR_CACHE_MS = 1000  # how long a process may believe that a session is, or is not, on air
@@ -226,6 +227,11 @@ async def pin_part(engines: Engines, room_id: str) -> str | None:
     return (await _shared(engines, room_id)).pin
 
 
+async def read_clock(engines: Engines, room_id: str) -> str:
+    """The sales engine's clock, which decides windows and deadlines: by it, and not by their own, clients count down."""
+    return at_text(engines.runtime.script_now_ms() or await engine_now_ms(engines.sales))
+
+
 async def read_likes(engines: Engines, room_id: str) -> int:
     return (await store.read_counters(engines.fanout, room_id)).likes
 
@@ -274,6 +280,6 @@ async def pulse_room(engines: Engines, room_id: str) -> Pulse | None:
     changed = await store.pulse_is_new(engines.fanout, room_id, msgspec.json.encode(readings, order="sorted"))
     if not readings["viewers"] and not changed:
         return None
-    pulse = Pulse(at=at_text(engines.runtime.now_ms()), room=room_id, **readings)
+    pulse = Pulse(at=await read_clock(engines, room_id), room=room_id, **readings)
     await engines.streams.publish(room_channel(room_id), encode_event(pulse), transient=True)
     return pulse

@@ -398,6 +398,7 @@ DOMAIN = Domain(
     ),
     routers=(router, shelf_endpoints.router),
     snapshot={
+        "now": audience.read_clock,
         "room": audience.room_part,
         "session": audience.session_part,
         "upcoming": audience.upcoming_part,

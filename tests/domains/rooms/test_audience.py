@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from datetime import datetime
 
 import msgspec
 import pytest
@@ -217,6 +218,20 @@ async def listening(engines: Engines, room_id: str):
     finally:
         await pubsub.aclose()
         await client.aclose()
+
+
+async def test_clients_count_down_by_the_clock_that_decides(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node whose clock is off once told its own time, and pages opened a flash sale early."""
+    room = await open_room(engines)
+    monkeypatch.setattr(engines.runtime, "script_now_ms", lambda: 1_750_000_060_000)
+    pulse = await rooms.pulse_room(engines, room.room_id)
+    assert pulse
+    assert [(await rooms.snapshot(engines, room.room_id))["now"], pulse.at] == ["2025-06-15T15:07:40.000Z"] * 2
+    monkeypatch.setattr(engines.runtime, "script_now_ms", lambda: 0)  # as in production
+    before = await engines.sales.time()
+    told = datetime.fromisoformat((await rooms.snapshot(engines, room.room_id))["now"]).timestamp()
+    after = await engines.sales.time()
+    assert before[0] <= told <= after[0] + 1
 
 
 async def test_the_pulse_is_beside_the_stream(engines: Engines) -> None:

@@ -5,7 +5,7 @@ import { locale } from "./i18n.js";
 
 let skewMs = 0;
 
-/** Learns the server's clock from the time of something that just happened. */
+/** Learns the clock that decides windows and deadlines, from a snapshot or a pulse of this moment. */
 export function syncClock(at) {
   const skew = Date.parse(at) - Date.now();
   if (Number.isFinite(skew)) skewMs = skew;

@@ -114,7 +114,10 @@ async function openRoom(room) {
 }
 
 function start({ snapshot, recovered }) {
-  if (!recovered && snapshot) context.state = fromSnapshot(snapshot);
+  if (!recovered && snapshot) {
+    context.state = fromSnapshot(snapshot);
+    syncClock(snapshot.now);
+  }
   redraw(ALL_PARTS);
 }
 
@@ -123,7 +126,7 @@ function load() {
 }
 
 function take(event) {
-  if (event.at) syncClock(event.at);
+  if (event.type === "room.pulse") syncClock(event.at);
   const changed = applyEvent(context.state, event);
   for (const panel of context.panels) panel.event?.(event);
   if (event.type.startsWith("session.")) context.reloadSessions().then(load);

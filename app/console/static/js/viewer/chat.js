@@ -3,7 +3,6 @@
 import { explain } from "../api.js";
 import { chatList } from "../chat-list.js";
 import { byId, el, setText } from "../dom.js";
-import { syncClock } from "../format.js";
 import { t, word } from "../i18n.js";
 import { newKey } from "../live-client.js";
 
@@ -18,7 +17,6 @@ export function chatPart(context) {
       if (history) list.reset(history.messages);
     },
     onEvent: (event) => {
-      if (event.at) syncClock(event.at);
       if (event.type === "chat.sent") list.add(event.message);
     },
   });

@@ -112,7 +112,8 @@ function openPurchase(context, offer, ended) {
   }
 
   function askAddress() {
-    draw("address", countdown(t(offer.selling_policy === "first_paid" ? "buy.order_within" : "buy.held_for"), purchase.until), addressForm(offer, purchase, place));
+    const label = t(offer.selling_policy === "first_paid" ? "buy.order_within" : "buy.held_for");
+    draw("address", countdown(label, purchase.until), addressForm(offer, purchase, place));
   }
 
   async function place(address, button) {

@@ -55,7 +55,10 @@ async function enter() {
   context.client.on("server-subscribed", ({ recovered }) => !recovered && context.orders.refresh());
   context.client.subscribe(`room:${roomId}`, {
     onSubscribed: ({ snapshot, recovered }) => {
-      if (!recovered && snapshot) context.state = fromSnapshot(snapshot);
+      if (!recovered && snapshot) {
+        context.state = fromSnapshot(snapshot);
+        syncClock(snapshot.now);
+      }
       redraw(ALL_PARTS);
     },
     onEvent: take,
@@ -72,7 +75,7 @@ async function tokenFor() {
 
 /** An event of the room, of its chat (the chat part listens itself) or of the viewer. */
 function take(event) {
-  if (event.at) syncClock(event.at);
+  if (event.type === "room.pulse") syncClock(event.at);
   const changed = applyEvent(context.state, event);
   for (const part of context.parts) part.event?.(event);
   if (changed.length > 0) redraw(changed);
