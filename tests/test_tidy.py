@@ -21,7 +21,7 @@ DOMAIN_FILES = {"__init__.py", "rules.py", "store.py", "service.py", "endpoints.
 # A domain that outgrew one file keeps a second of a kind under the noun it is about.
 DOMAIN_FILES_OF = {
     "accounts": {"tokens.py"},
-    "chat": {"mirror.py"},
+    "chat": {"bans.py", "mirror.py"},
     "orders": {
         *("payments.py", "providers.py", "sandbox.py", "stripe.py", "disputes.py"),
         *("aftersales.py", "returns.py", "returns_endpoints.py"),

@@ -7,6 +7,7 @@ with its own clock, a seeded generator and counted ids, so that every run can be
 import random
 import time
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from ulid import ULID
 
@@ -49,4 +50,11 @@ class Runtime:
 
 def at_text(at_ms: int) -> str:
     """RFC 3339 in UTC with milliseconds, as every event and reply states time: `2026-05-01T12:00:00.000Z`."""
-    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    second, ms = divmod(at_ms, 1000)
+    return f"{_second_text(second)}.{ms:03d}Z"
+
+
+@lru_cache(maxsize=128)
+def _second_text(second: int) -> str:
+    """All that is told within a second tells the same ones: now, and the deadlines that follow from it."""
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")

@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 
 from app.core.errors import AppError
 from app.core.metrics import CONNECTIONS, DELIVERIES, SUBSCRIPTIONS
+from app.domains.chat import bans
 from app.gateway.admission import Admission
 from app.gateway.attendance import Attendance
 from app.gateway.bus import Bus
@@ -66,6 +67,7 @@ class Hub:
         self._limits = limits_of(engines.settings)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loops: list[asyncio.Task[None]] = []
+        self._own_delivered = 0  # of viewers' own channels, since the last tick
         self._is_empty: asyncio.Event | None = None  # while `stop` waits for it
 
     # --- life -----------------------------------------------------------------------------------------------------------------------
@@ -283,7 +285,7 @@ class Hub:
 
     def deliver(self, feed: Feed, publication: Delivered) -> None:
         if isinstance(feed, UserFeed):
-            _deliver_to_user(feed, publication)
+            self._own_delivered += _deliver_to_user(feed, publication)
             feed.settle()
         else:
             parsed = parse_channel(publication.channel)
@@ -342,6 +344,8 @@ class Hub:
             if room in self.rooms:
                 self.attendance.recount(self.rooms[room])
             return
+        if room:
+            bans.forget(self.engines, room)
         feed = self.users.get(message.get("user", ""))
         for connection in list(feed.connections) if feed is not None else ():
             if message.get("do") == "disconnect" and (not room or connection.is_in(room)):
@@ -365,6 +369,8 @@ class Hub:
     async def _tick(self) -> None:
         CONNECTIONS.set(len(self.connections))  # here and not with each one that comes: a figure costs microseconds to write
         SUBSCRIPTIONS.set(sum(room.subscriptions for room in self.rooms.values()))
+        _stage_deliveries.inc(self._own_delivered)
+        self._own_delivered = 0
         due = self.clocks.take_due(self.now_ms())
         for start in range(0, len(due), self.settings.sweep_slice):
             now_ms = self.now_ms()
@@ -380,7 +386,9 @@ class Hub:
         await self.attendance.write(list(self.rooms.values()))
 
 
-def _deliver_to_user(feed: UserFeed, publication: Delivered) -> None:
+def _deliver_to_user(feed: UserFeed, publication: Delivered) -> int:
+    """How many got it."""
+    delivered = 0
     packed: dict[tuple[str, Pack], bytes] = {}
     for connection in feed.connections:
         if publication.offset and publication.offset <= connection.own_after:
@@ -391,7 +399,8 @@ def _deliver_to_user(feed: UserFeed, publication: Delivered) -> None:
             frame = codec.publication(publication.channel, publication.offset, publication.data)
             data = packed[codec.name, pack] = pack(frame, codec.is_text)
         connection.send(data)
-        _stage_deliveries.inc()
+        delivered += 1
+    return delivered
 
 
 _CLOSES = {str(code.number): code for code in codes.CLOSES}

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from app.core.caller import Caller
 from app.core.errors import AppError
 from app.core.ids import room_of
-from app.core.metrics import COMMAND_SECONDS, COMMANDS, OUTCOMES
+from app.core.metrics import command_counter, command_seconds, outcome_counter
 from app.core.registry import Command
 from app.protocol.codes import BAD_REQUEST, INTERNAL, PERMISSION_DENIED, SERVICE_UNAVAILABLE, UNAUTHORIZED
 from app.storage.work import Engines, is_away
@@ -50,8 +50,8 @@ async def call_command(engines: Engines, caller: Caller, command: Command, raw_b
         result = error.code.word
         raise error from failure
     finally:
-        COMMANDS.labels(command.method, result).inc()
-        COMMAND_SECONDS.labels(command.method).observe(perf_counter() - started)
+        command_counter(command.method, result).inc()
+        command_seconds(command.method).observe(perf_counter() - started)
 
 
 async def _call(engines: Engines, caller: Caller, command: Command, raw_body: bytes) -> bytes:
@@ -61,7 +61,7 @@ async def _call(engines: Engines, caller: Caller, command: Command, raw_body: by
     reply = await command.handler(engines, caller, request)
     outcome = getattr(reply, "outcome", None)
     if outcome is not None:
-        OUTCOMES.labels(command.method, str(outcome)).inc()
+        outcome_counter(command.method, str(outcome)).inc()
     return _encoder.encode(reply)
 
 

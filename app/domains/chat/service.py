@@ -25,7 +25,7 @@ from app.core.ids import derived_tail, scoped_id
 from app.core.runtime import at_text
 from app.domains.accounts import service as accounts
 from app.domains.catalogue.rules import find_purchase
-from app.domains.chat import rules, store
+from app.domains.chat import bans, rules, store
 from app.domains.chat.mirror import mirror, mirror_room, room_words
 from app.domains.chat.store import Admission, ArchiveEntry, Mirror, Submission
 from app.domains.chat.tables import ChatKey, ChatMessageRow, ChatReview, ChatSanction
@@ -148,11 +148,11 @@ async def check_room(engines: Engines, room_id: str) -> None:
 
 async def refuse_banned(engines: Engines, caller: Caller, room_id: str) -> None:
     """Raises AppError banned; not_found for a name that somebody made up, which must leave nothing in the engine."""
-    banned = await store.is_banned(engines, room_id, caller.id)
+    banned = await bans.is_banned(engines, room_id, caller.id)
     if banned is None:
         await check_room(engines, room_id)
         await mirror_room(engines, room_id)
-        banned = await store.is_banned(engines, room_id, caller.id)
+        banned = await bans.is_banned(engines, room_id, caller.id)
     if banned:
         raise AppError(BANNED, "you are banned from this room")
 
@@ -194,6 +194,7 @@ async def _mirror_sanction(work: Work, room_id: str, viewer_id: str, kind: str) 
     """What SQL says now, not what the event said: a repeated event must not undo a newer one."""
     sanction = await store.fetch_sanction_in_force(work.session, room_id, viewer_id, kind, work.now)
     await store.write_sanction(work.engines, room_id, viewer_id, kind, sanction)
+    bans.forget(work.engines, room_id)
     return sanction is not None
 
 

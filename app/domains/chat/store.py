@@ -137,12 +137,20 @@ async def write_sanction(engines: Engines, room_id: str, viewer_id: str, kind: s
         await engines.fanout.hset(_key(room_id, "state"), field, str(_until_ms(sanction)))
 
 
-async def is_banned(engines: Engines, room_id: str, viewer_id: str) -> bool | None:
-    """None when the engine does not know the room. All who come into a room at one moment are looked up in one trip."""
-    return await engines.group_commit("ban", _look_up_bans).submit(room_id, viewer_id)
+async def count_state(engines: Engines, room_id: str) -> int:
+    """About how many sanctions a room has."""
+    return cast("int", await engines.fanout.line.call(("HLEN", _key(room_id, "state"))))
 
 
-async def _look_up_bans(engines: Engines, room_id: str, viewer_ids: Sequence[str]) -> list[bool | None]:
+async def list_banned(engines: Engines, room_id: str) -> frozenset[str] | None:
+    """All of the room. None when the engine does not know the room."""
+    fields = cast("list[bytes]", await engines.fanout.line.call(("HKEYS", _key(room_id, "state"))))
+    prefix = _sanction_field("ban", "").encode()
+    return frozenset(name[len(prefix) :].decode() for name in fields if name.startswith(prefix)) if b"words" in fields else None
+
+
+async def look_up_bans(engines: Engines, room_id: str, viewer_ids: Sequence[str]) -> list[bool | None]:
+    """Of these viewers. None when the engine does not know the room."""
     fields = dict.fromkeys(_sanction_field("ban", viewer_id) for viewer_id in viewer_ids)
     words, *bans = cast("list[bytes | None]", await engines.fanout.line.call(("HMGET", _key(room_id, "state"), "words", *fields)))
     if words is None:
