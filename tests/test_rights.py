@@ -123,6 +123,7 @@ TABLE: tuple[Row, ...] = (
     Row("POST", "/returns/{request_id}/refund", "HO", {}),
     Row("POST", "/returns/{request_id}/refuse", "HO", {"answer": "another tea"}),
     Row("GET", "/rooms/{room_id}/orders", "HOS"),
+    Row("GET", "/rooms/{room_id}/orders/export", "HOS"),
     Row("GET", "/orders/{order_id}", "HOS"),
     Row("POST", "/orders/{order_id}/deliver", "HO"),
     Row("POST", "/orders/{order_id}/ship", "HO", {"carrier": "SF", "tracking": "SF1"}),

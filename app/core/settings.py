@@ -149,6 +149,7 @@ class Settings(BaseSettings):
     return_fault_days: Positive = Field(default=30, description="after delivery, to report a fault")
     return_fresh_fault_days: Positive = Field(default=2, description="the same of fresh goods")
     returns_per_order_max: Positive = 5
+    export_orders_max: Positive = Field(default=100_000, description="of one file; a sheet of XLSX ends at 1,048,576 rows")
     webhook_tolerance_s: Positive = 300
     webhook_attempts_max: Positive = 12
     webhook_timeout_s: Positive = 10

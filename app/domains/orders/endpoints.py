@@ -1,16 +1,17 @@
 """RPC methods and REST routes of orders, payments and after-sales."""
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, Field
+from starlette.responses import StreamingResponse
 
 from app.core.caller import Caller
 from app.core.errors import AppError
 from app.core.registry import Command, Domain
 from app.domains.inventory.service import scope
-from app.domains.orders import aftersales, payments, returns_endpoints, service, store
+from app.domains.orders import aftersales, exports, payments, returns_endpoints, service, store
 from app.domains.orders.rules import DisputeState, OrderState
 from app.domains.orders.tables import Order
 from app.protocol.codes import NOT_FOUND
@@ -74,7 +75,7 @@ async def list_own(engines: Engines, caller: Caller, request: OrderList) -> Orde
 
 
 class OrderOut(BaseModel):
-    """An order as the team sees it, with whom to send it to."""
+    """An order as the team sees it. Where it goes is for those alone who ship (`order.fulfil`)."""
 
     id: str = Field(examples=["4f7k2m9q0x-0f3a9c51d2e87b6a4c10"])
     room: str
@@ -103,7 +104,7 @@ class OrderOut(BaseModel):
     address: dict[str, Any] | None
 
 
-def _out(row: Order) -> OrderOut:
+def _out(row: Order, *, with_address: bool = True) -> OrderOut:
     view = service.view_order(row)
     fields = {name: getattr(view, name) for name in view.__struct_fields__}
     return OrderOut(
@@ -112,7 +113,7 @@ def _out(row: Order) -> OrderOut:
         buyer=row.buyer,
         prize=row.prize,
         returned=row.returned,
-        address=row.address,
+        address=row.address if with_address else None,
     )
 
 
@@ -148,13 +149,41 @@ async def list_room_orders(
     filters = {name: value for name, value in wanted.items() if value}
     async with engines.sql.read() as sql:
         rows = await store.list_room_orders(sql, room_id, filters=filters, after=decode_moment_cursor(cursor), limit=limit + 1)
-    return Page(items=[_out(row) for row in rows[:limit]], next_cursor=service.next_cursor(rows, limit))
+    with_address = caller.may("order.fulfil", room_id)
+    items = [_out(row, with_address=with_address) for row in rows[:limit]]
+    return Page(items=items, next_cursor=service.next_cursor(rows, limit))
+
+
+FILE_TYPES = {"csv": "text/csv; charset=utf-8", "xlsx": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"}
+
+
+@router.get("/rooms/{room_id}/orders/export", response_class=StreamingResponse)
+async def export_room_orders(
+    room_id: str,
+    engines: EnginesDep,
+    caller: Annotated[Caller, require("order.view")],
+    format: Literal["csv", "xlsx"] = "csv",  # noqa: A002 - the word that a client writes
+    state: OrderState | None = None,
+    session: Annotated[str, Query(max_length=64)] = "",
+    since: Annotated[AwareDatetime | None, Query(description="placed at this moment or later")] = None,
+    until: Annotated[AwareDatetime | None, Query(description="placed before this moment")] = None,
+) -> StreamingResponse:
+    """A room's orders as a file for spreadsheets, newest first. Addresses are in it for those alone who ship (`order.fulfil`)."""
+    check_right(caller, "order.view", room_id)
+    wanted = {"state": state.value if state else "", "session_id": session}
+    choice = exports.Choice(room_id, {name: value for name, value in wanted.items() if value}, since, until)
+    with_address = caller.may("order.fulfil", room_id)
+    await exports.begin(engines, choice, by=caller.id, file_type=format, with_address=with_address)
+    write = exports.csv_lines if format == "csv" else exports.xlsx_bytes
+    headers = {"Content-Disposition": f'attachment; filename="orders-{room_id}.{format}"', "Cache-Control": "no-store"}
+    return StreamingResponse(write(engines, choice, with_address=with_address), media_type=FILE_TYPES[format], headers=headers)
 
 
 @router.get("/orders/{order_id}")
 async def get_order(order_id: str, engines: EnginesDep, caller: Annotated[Caller, require("order.view")]) -> OrderOut:
-    check_right(caller, "order.view", scope(order_id, "order"))
-    return _out(await service.fetch_order(engines, order_id))
+    room_id = scope(order_id, "order")
+    check_right(caller, "order.view", room_id)
+    return _out(await service.fetch_order(engines, order_id), with_address=caller.may("order.fulfil", room_id))
 
 
 @router.post("/orders/{order_id}/ship")

@@ -89,6 +89,34 @@ async def list_room_orders(
     return await _newest_first(session, query, after, limit)
 
 
+def _chosen(room_id: str, filters: dict[str, str], since: datetime | None, until: datetime | None) -> Select[Order]:
+    query = select(Order).where(Order.room_id == room_id).filter_by(**filters)
+    if since:
+        query = query.where(Order.placed_at >= since)
+    return query.where(Order.placed_at < until) if until else query
+
+
+async def count_chosen_orders(
+    session: AsyncSession, room_id: str, filters: dict[str, str], since: datetime | None, until: datetime | None, *, limit: int
+) -> int:
+    """At most `limit`: whoever wants to know whether there are more than that asks for one more."""
+    some = _chosen(room_id, filters, since, until).with_only_columns(Order.id).limit(limit).subquery()
+    return int(await session.scalar(select(func.count()).select_from(some)) or 0)
+
+
+async def list_chosen_orders(
+    session: AsyncSession,
+    room_id: str,
+    filters: dict[str, str],
+    since: datetime | None,
+    until: datetime | None,
+    *,
+    after: tuple[datetime, str] | None,
+    limit: int,
+) -> list[Order]:
+    return await _newest_first(session, _chosen(room_id, filters, since, until), after, limit)
+
+
 async def _newest_first(session: AsyncSession, query: Select[Order], after: tuple[datetime, str] | None, limit: int) -> list[Order]:
     if after:
         query = query.where(tuple_(Order.placed_at, Order.id) < after)
