@@ -12,9 +12,10 @@ NEXT: dict[str, frozenset[str]] = {
     "held": frozenset({"held", "released", "expired", "ordered", "cancelled", "lapsed", "sold"}),
     "ordered": frozenset({"ordered", "cancelled", "lapsed", "sold"}),
     "lapsed": frozenset({"lapsed", "sold"}),  # the late-pay rule
-    **{state: frozenset({state}) for state in ("released", "expired", "cancelled", "sold")},
+    **{state: frozenset({state}) for state in ("released", "expired", "cancelled", "sold", "closed")},
 }
-ALL = frozenset(NEXT)
+NEXT["waiting"] = NEXT["held"] | {"waiting", "closed"}
+ALL = NEXT["waiting"]
 RECENT_MAX = 200
 PLACED = frozenset({"ordered", "cancelled", "lapsed", "sold"})
 # What an outcome says of the hold; `unknown` is never true of a hold that was acknowledged.
@@ -25,7 +26,20 @@ MEANING: dict[str, dict[str, frozenset[str]]] = {
         "ordered": frozenset({"ordered"}),
         "sold": frozenset({"sold"}),
     },
-    "order.place": {"placed": PLACED, "released": frozenset({"released"}), "expired": frozenset({"expired"}), "frozen": ALL},
+    "inventory.wait": {
+        "waiting": frozenset({"waiting"}),
+        "held": NEXT["held"],  # its turn came, whatever became of it since
+        "left": frozenset({"released"}),
+        "closed": frozenset({"closed"}),
+    },
+    "inventory.leave": {"left": frozenset({"released"}), "served": NEXT["held"], "closed": frozenset({"closed"})},
+    "order.place": {
+        "exhausted": frozenset({"held"}),  # first paid, first served: nothing is set aside
+        "placed": PLACED,
+        "released": frozenset({"released"}),
+        "expired": frozenset({"expired"}),
+        "frozen": ALL,
+    },
     "order.cancel": {"cancelled": frozenset({"cancelled"}), "expired": frozenset({"lapsed"}), "paid": frozenset({"sold"})},
     "order.pay": {
         "pending": PLACED,
@@ -52,11 +66,12 @@ class Purchase:
     offer: str
     quantity: int
     key: str
+    waits: bool = False  # it began as a place in a line
     hold: str = ""
     terms: tuple[str, int] = ("", 0)  # expires_at and price, the same at every repetition
     may_be: frozenset[str] = ALL
     placed: tuple[int, str] | None = None  # amount and pay_by
-    payments: dict[str, str] = field(default_factory=dict[str, str])  # id -> method
+    payments: dict[str, tuple[str, str]] = field(default_factory=dict[str, tuple[str, str]])  # key -> id, method
     refunds: dict[str, tuple[int, bool]] = field(default_factory=dict[str, tuple[int, bool]])  # key -> amount, restock
     is_busy: bool = False
 
@@ -65,6 +80,7 @@ class Purchase:
 class OfferBook:
     total: int
     limit: int
+    selling: str = "hold"
     added: int = 0
     is_withdrawn: bool = False
 
@@ -84,7 +100,7 @@ class Book:
         terms = (str(answer["expires_at"]), int(str(answer["price_minor"])))
         hold = str(answer["hold"])
         if not purchase.hold:
-            purchase.hold, purchase.terms = hold, terms
+            purchase.hold, purchase.terms, purchase.may_be = hold, terms, NEXT["held"]
             self.purchases[hold] = purchase
             self.counts["holds"] += 1
             return
@@ -94,6 +110,25 @@ class Book:
             self.lost.append(f"hold {hold} was acknowledged, and made again")
         elif terms != purchase.terms:
             self.lost.append(f"hold {hold} was acknowledged with {purchase.terms}, and again with {terms}")
+
+    def waited(self, purchase: Purchase, answer: dict[str, object]) -> None:
+        """An acknowledged place in a line, or what became of it."""
+        outcome = str(answer["outcome"])
+        wait = str(answer.get("wait") or purchase.hold)  # a place that was given up has no id to be told
+        if not purchase.hold:
+            purchase.hold = wait
+            self.purchases[wait] = purchase
+            self.counts["waits"] += 1
+        elif wait != purchase.hold:
+            self.duplicates.append(f"one key, two places in line: {purchase.hold} and {wait}")
+        elif not answer.get("repeated"):
+            self.lost.append(f"place {wait} was acknowledged, and made again")
+        self.says(purchase, "inventory.wait", outcome)
+        if outcome == "held":
+            terms = (str(answer["expires_at"]), int(str(answer["price_minor"])))
+            if purchase.terms[0] and terms != purchase.terms:
+                self.lost.append(f"hold {wait} was acknowledged with {purchase.terms}, and again with {terms}")
+            purchase.terms = terms
 
     def heard_paid(self, order: str) -> None:
         if order not in self.paid_heard:

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx2
 
-from loadtests.torture.book import Book, Purchase
+from loadtests.torture.book import MEANING, Book, Purchase
 from loadtests.torture.line import Line, Refused, Tally, Unanswered
 
 ADDRESS = {"name": "Torture", "phone": "13900000000", "region": "浙江省", "line": "1 Test Street"}
@@ -17,7 +17,7 @@ HTTP_SHARE = 0.04  # through the REST twin
 TWICE_SHARE = 0.04  # the same command twice at once, as an impatient thumb does
 OLD_MAX = 60  # purchases of a viewer that later repetitions choose from
 METHODS = ("sandbox_ok",) * 14 + ("sandbox_duplicate",) * 3 + ("sandbox_late",) * 2 + ("sandbox_slow", "sandbox_decline")
-ACTS = {"reserve": 34, "place": 22, "pay": 12, "release": 7, "cancel": 5, "look": 5, "again": 15}
+ACTS = {"reserve": 32, "place": 20, "pay": 12, "release": 7, "cancel": 5, "look": 5, "again": 13, "wait": 4, "leave": 2}
 
 
 @dataclass(slots=True)
@@ -28,6 +28,7 @@ class Stage:
     tally: Tally
     http: httpx2.AsyncClient
     shelf: list[str]  # offers to choose from
+    lines: list[str]  # those of them that have a line
     operations: int
     problems: list[str]
 
@@ -58,6 +59,8 @@ class Viewer:
             "cancel": self.cancel,
             "look": self.look,
             "again": self.again,
+            "wait": self.wait,
+            "leave": self.leave,
         }
         names, weights = list(ACTS), list(ACTS.values())
         while not self.stage.is_over:
@@ -75,8 +78,8 @@ class Viewer:
         return [await self.line.ask(method, data, http=http)]
 
     def pick(self, *states: str) -> Purchase | None:
-        """One of the viewer's own that may be in such a state; now and then any at all."""
-        free = [purchase for purchase in self.purchases if purchase.hold and not purchase.is_busy]
+        """One of the viewer's own that may be in such a state; now and then any at all, but for those whose turn has not come."""
+        free = [one for one in self.purchases if one.hold and not one.is_busy and ("waiting" in states or "waiting" not in one.may_be)]
         wanted = [purchase for purchase in free if purchase.may_be & set(states)] if self.rng.random() < 0.97 else free
         return self.rng.choice(wanted) if wanted else None
 
@@ -111,6 +114,37 @@ class Viewer:
             elif purchase.hold:
                 self.stage.book.lost.append(f"hold {purchase.hold} was acknowledged, and its key answers {answer['outcome']}")
 
+    async def wait(self) -> None:
+        purchase = Purchase(
+            self.name, self.rng.choice(self.stage.lines), self.rng.choice((1, 1, 2)), self.new_key(), waits=True, is_busy=True
+        )
+        self.purchases.append(purchase)
+        await self.send_wait(purchase)
+        if not purchase.hold:
+            self.purchases.remove(purchase)
+        purchase.is_busy = False
+
+    async def send_wait(self, purchase: Purchase) -> None:
+        data = {"offer": purchase.offer, "quantity": purchase.quantity, "key": purchase.key}
+        try:
+            answers = await self.ask("inventory.wait", data)
+        except Refused as refused:
+            self.refused("inventory.wait", refused)
+            return
+        for answer in sorted(answers, key=lambda answer: bool(answer.get("repeated"))):
+            if answer["outcome"] in MEANING["inventory.wait"]:
+                self.stage.book.waited(purchase, answer)
+            elif purchase.hold:
+                self.stage.book.lost.append(f"place {purchase.hold} was acknowledged, and its key answers {answer['outcome']}")
+
+    async def leave(self) -> None:
+        purchase = self.pick("waiting")
+        if purchase is None or not purchase.waits:
+            return
+        purchase.is_busy = True
+        await self.settle("inventory.leave", purchase, {"wait": purchase.hold, "key": self.new_key()})
+        purchase.is_busy = False
+
     async def place(self) -> None:
         await self.with_one(("held",), self.send_place)
 
@@ -126,16 +160,17 @@ class Viewer:
     async def send_pay(self, purchase: Purchase) -> None:
         if purchase.placed is None:
             return
-        number = self.rng.randrange(2)  # now and then a second attempt for an order that is paid already
         known = list(purchase.payments)
-        method = purchase.payments[known[number]] if number < len(known) else self.rng.choice(METHODS)
-        number = min(len(known), number)
-        data = {"order": purchase.hold, "key": f"m{number}{purchase.key}", "method": method}
-        for answer in await self.settle("order.pay", purchase, data):
+        if known and self.rng.random() < 0.6:  # else a second attempt, for an order that may be paid already
+            key = self.rng.choice(known)
+            method = purchase.payments[key][1]
+        else:
+            key, method = self.new_key(), self.rng.choice(METHODS)
+        for answer in await self.settle("order.pay", purchase, {"order": purchase.hold, "key": key, "method": method}):
             if answer["outcome"] == "pending":
-                before = purchase.payments.setdefault(answer["payment"], method)
-                if before != method or (number < len(known) and answer["payment"] != known[number]):
-                    self.stage.book.duplicates.append(f"one key, two payments of {purchase.hold}: {known} and {answer['payment']}")
+                before, _ = purchase.payments.setdefault(key, (answer["payment"], method))
+                if before != answer["payment"]:
+                    self.stage.book.duplicates.append(f"one key, two payments of {purchase.hold}: {before} and {answer['payment']}")
 
     async def release(self) -> None:
         await self.with_one(("held",), self.send_release)
@@ -164,12 +199,14 @@ class Viewer:
 
     async def again(self) -> None:
         """A command of the past once more, with its own key: the same answer, and nothing happens."""
-        purchase = self.pick("held", "released", "expired", "ordered", "cancelled", "lapsed", "sold")
+        purchase = self.pick("waiting", "held", "released", "expired", "ordered", "cancelled", "lapsed", "sold")
         if purchase is None:
             return
         purchase.is_busy = True
         if purchase.placed is not None and self.rng.random() < 0.5:
             await self.send_place(purchase)
+        elif purchase.waits:
+            await self.send_wait(purchase)
         else:
             await self.send_reserve(purchase)
         purchase.is_busy = False

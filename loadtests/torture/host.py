@@ -82,7 +82,7 @@ class Host:
         self.stage.book.offers[fresh] = OfferBook(NEW_OFFER_UNITS, 0)
         self.offers.append(fresh)
         self.stage.shelf.append(fresh)
-        old = self.rng.choice(self.offers[:-1])
+        old = self.rng.choice([offer for offer in self.offers[:-1] if offer not in self.stage.lines])  # viewers wait there
         self.offers.remove(old)
         self.stage.shelf.remove(old)
         await self.ask("host.withdraw", f"offers/{old}/withdraw", {"reason": "torture"})

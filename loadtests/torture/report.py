@@ -26,6 +26,7 @@ def table(*, seed: int, seconds: float, tally: Tally, book: Book, kills: Counter
         ("converged within", f"{verdict.converged_s:.1f} s"),
         ("longest silence", f"{tally.silence_s_max:.1f} s"),
         ("holds", f"{book.counts['holds']:,} acknowledged, {verdict.figures['holds in the engine']:,} in the engine"),
+        ("waits", f"{book.counts['waits']:,} places in a line acknowledged"),
         ("orders", f"{book.counts['orders']:,} acknowledged, {verdict.figures['orders in SQL']:,} in SQL"),
         *[(name, f"{count:,}") for name, count in sorted(verdict.figures.items()) if not name.endswith((" in the engine", " in SQL"))],
         ("kills", ", ".join(f"{role} {count}" for role, count in sorted(kills.items())) or "none"),

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx2
 import jwt
+import uvloop
 
 from app.composition import build_registry
 from app.core.runtime import Runtime
@@ -20,13 +21,15 @@ from app.storage.work import Engines
 from loadtests.torture.book import Book, OfferBook
 from loadtests.torture.crowd import Stage, Viewer
 from loadtests.torture.host import Host
-from loadtests.torture.line import Line, Refused, Tally
+from loadtests.torture.line import Line, Refused, Tally, post
 from loadtests.torture.product import Tortured, deck, tortured_product
 from loadtests.torture.report import progress, table
 from loadtests.torture.verdict import Verdict, judge
 
 # name, price, stock, limit a viewer: hot ones that are gone at once, limited ones, deep ones
 OFFERS = (("Flash", 300, 40, 0), ("Limited", 500, 400, 3), ("Tea", 700, 300, 0), ("Oranges", 200, 150, 0))
+# name, price, stock, limit, selling policy: what the command line cannot list
+MORE_OFFERS = (("First come", 400, 80, 0, "first_paid"), ("Line", 600, 40, 30, "waitlist"))
 TOKEN_S = 24 * 3600
 SELL_OUT_UNITS = 999  # of one hold
 
@@ -48,7 +51,7 @@ class Plan:
 
 def run(plan: Plan) -> Verdict:
     with tortured_product(plan.data_dir, hold_s=plan.hold_s, payment_s=plan.payment_s) as product:
-        return asyncio.run(_run(plan, product))
+        return uvloop.run(_run(plan, product))
 
 
 async def _run(plan: Plan, product: Tortured) -> Verdict:
@@ -57,7 +60,10 @@ async def _run(plan: Plan, product: Tortured) -> Verdict:
     book, tally = Book(offers=offers), Tally()
     limits = httpx2.Limits(max_connections=64, max_keepalive_connections=16)
     async with httpx2.AsyncClient(timeout=6, trust_env=False, limits=limits) as http:
-        stage = Stage(book, tally, http, list(offers), plan.operations, [])
+        for place in places:
+            await _list_more(http, product.url, place, book)
+        lines = [name for name, offer in offers.items() if offer.selling == "waitlist"]
+        stage = Stage(book, tally, http, list(offers), lines, plan.operations, [])
         began = time.monotonic()
         async with _crowd(plan, product, stage) as viewers:
             await _torture(plan, product, stage, viewers, places, began)
@@ -72,6 +78,13 @@ async def _run(plan: Plan, product: Tortured) -> Verdict:
 def _open_room(product: Tortured, number: int) -> dict[str, Any]:
     listed = [f"{name}:{price}:{stock}" + (f":{limit}" if limit else "") for name, price, stock, limit in OFFERS]
     return product.face.open_room(f"Torture {number}", listed)
+
+
+async def _list_more(http: httpx2.AsyncClient, url: str, place: dict[str, Any], book: Book) -> None:
+    for name, price, stock, limit, selling in MORE_OFFERS:
+        listed = {"name": name, "price_minor": price, "total": stock, "limit_per_viewer": limit, "selling_policy": selling}
+        answer = await post(http, f"{url}/api/v1/sessions/{place['session']}/offers", place["host_token"], listed)
+        book.offers[answer["id"]] = OfferBook(stock, limit, selling)
 
 
 @asynccontextmanager
@@ -102,7 +115,7 @@ async def _torture(plan: Plan, product: Tortured, stage: Stage, viewers: list[Vi
             product.url,
             stage,
             random.Random(f"{plan.seed} host {number}"),
-            [offer["id"] for offer in place["offers"]],
+            [offer for offer in stage.shelf if offer.startswith(f"{place['room']}-")],
         )
         for number, place in enumerate(places)
     ]
@@ -160,13 +173,15 @@ async def _judge(plan: Plan, product: Tortured, stage: Stage, viewer: Viewer, ro
 
 
 async def _sell_out(engines: Engines, stage: Stage, viewer: Viewer, rooms: list[str]) -> int:
-    """Units that the books call available, or that nobody has, and that one cannot hold. Tries each offer without a limit to its end."""
+    """Units that nobody has and that one cannot hold. Tries each offer to its end, but for those with a limit, and those of
+    which nothing is set aside."""
     missing = 0
     for room in rooms:
         records = {name.decode(): json.loads(raw) for name, raw in (await engines.sales.hgetall(f"{{{room}}}:offers")).items()}
         for offer, terms in stage.book.offers.items():
-            if offer.startswith(f"{room}-") and not (terms.limit or terms.is_withdrawn):
-                record = records.get(offer, {"total": terms.total + terms.added, "sold": 0})
+            record = records.get(offer, {"total": terms.total + terms.added, "sold": 0})
+            for_all = not (terms.limit or terms.is_withdrawn or terms.selling == "first_paid")
+            if offer.startswith(f"{room}-") and for_all:
                 missing += abs(record["total"] - record["sold"] - await _hold_all(viewer, offer, record["total"] - record["sold"]))
     return missing
 

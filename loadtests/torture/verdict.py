@@ -16,7 +16,7 @@ from sqlalchemy import text
 
 from app.storage.intake import outbox_key
 from app.storage.work import Engines, rooms_to_announce
-from loadtests.torture.book import Book, Purchase
+from loadtests.torture.book import PLACED, Book, Purchase
 from tests.support.auditor.ledger import audit_ledger
 from tests.support.auditor.stock import audit_stock
 
@@ -98,14 +98,15 @@ def _compare_hold(purchase: Purchase, record: dict[str, Any] | None, verdict: Ve
     if record is None:
         verdict.lost.append(f"hold {purchase.hold} was acknowledged and is not in the engine")
         return
-    said = (purchase.viewer, purchase.offer, purchase.quantity, purchase.terms[1])
+    price = purchase.terms[1] if purchase.terms[0] else record["price"]  # who waits is told the price when their turn comes
+    said = (purchase.viewer, purchase.offer, purchase.quantity, price)
     kept = (record["viewer"], record["offer"], record["quantity"], record["price"])
     if said != kept:
         verdict.lost.append(f"hold {purchase.hold} was acknowledged as {said}; the engine has {kept}")
     before = len(verdict.lost)
     book = Book(lost=verdict.lost)
     book.narrow(purchase, {record["state"]}, f"the engine ended with {record['state']}")
-    if len(verdict.lost) == before and purchase.placed is not None and record["state"] not in {"ordered", "cancelled", "lapsed", "sold"}:
+    if len(verdict.lost) == before and purchase.placed is not None and record["state"] not in PLACED:
         verdict.lost.append(f"order {purchase.hold} was acknowledged, and its hold is {record['state']}")
 
 
@@ -160,7 +161,7 @@ def _compare_payments(book: Book, orders: dict[str, Any], payments: dict[str, An
         if order.state in BOUGHT_STATES and not succeeded[order.id]:
             verdict.problems.append(f"order {order.id} is {order.state} without a payment that succeeded")
     for purchase in book.purchases.values():
-        for name, method in purchase.payments.items():
+        for name, method in purchase.payments.values():
             state = payments[name].state if name in payments else "missing"
             if (state == "declined") != (method == "sandbox_decline") or state in {"missing", "pending"}:
                 verdict.lost.append(f"payment {name} by {method} was acknowledged; in SQL it is {state}")

@@ -45,6 +45,7 @@ def test_the_tester_notices_a_hold_that_was_made_again() -> None:
         ([("order.place", "placed"), ("order.get", "paid"), ("order.cancel", "expired")], False),
         ([("inventory.release", "released"), ("order.place", "placed")], False),
         ([("inventory.release", "unknown")], False),
+        ([("inventory.wait", "waiting")], False),
     ],
 )
 def test_the_tester_notices_an_answer_that_takes_back_another(answers: list[tuple[str, str]], is_possible: bool) -> None:
