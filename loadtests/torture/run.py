@@ -31,6 +31,7 @@ OFFERS = (("Flash", 300, 40, 0), ("Limited", 500, 400, 3), ("Tea", 700, 300, 0),
 # name, price, stock, limit, selling policy: what the command line cannot list
 MORE_OFFERS = (("First come", 400, 80, 0, "first_paid"), ("Line", 600, 40, 30, "waitlist"))
 TOKEN_S = 24 * 3600
+BROKEN_SHOWN_MAX = 50  # at once, while the run goes on
 SELL_OUT_UNITS = 999  # of one hold
 
 
@@ -42,8 +43,8 @@ class Plan:
     seconds_max: float
     viewers: int = 160
     rooms: int = 4
-    hold_s: int = 4
-    payment_s: int = 6
+    hold_s: int = 6
+    payment_s: int = 10
     data_dir: Path | None = None
     progress_every_s: float = 5.0
     say: Callable[[str], None] = print
@@ -146,10 +147,14 @@ async def _kill(plan: Plan, product: Tortured, stage: Stage) -> None:
 
 
 async def _watch(plan: Plan, product: Tortured, stage: Stage, began: float) -> None:
-    said = began
+    said, broken = began, 0
     while True:
         await asyncio.sleep(0.5)
         now = time.monotonic()
+        found = [*stage.book.lost, *stage.book.duplicates, *stage.problems]
+        if len(found) > broken and broken < BROKEN_SHOWN_MAX:
+            broken = len(found)
+            plan.say(f"{now - began:6.0f} s  BROKEN: {'; '.join(found[-3:])}")
         if now - began > plan.seconds_max:
             stage.operations = 0  # enough: everybody finishes what is under way
         if now - said >= plan.progress_every_s:

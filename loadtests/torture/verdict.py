@@ -74,6 +74,7 @@ async def _under_way(engines: Engines, rooms: Sequence[str]) -> list[str]:
     queries = {
         "payments without an end": "select count(*) from payments where state = 'pending'",
         "webhooks to send": "select count(*) from sandbox_charges where left_to_send > 0",
+        "calls to the provider": "select count(*) from provider_calls where state = 'due'",
         "units to give back": "select count(*) from refunds where restock > 0 and not restocked",
     }
     async with engines.sql.read() as session:
