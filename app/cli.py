@@ -167,6 +167,24 @@ def reconcile(data_dir: DataDir = DATA_DIR) -> None:
     typer.echo("both engines agree")
 
 
+@app.command()
+def rebuild(
+    room: Annotated[str | None, typer.Argument(help="Id of a room.")] = None,
+    all_rooms: Annotated[bool, typer.Option("--all", help="Every room whose sales are not long over.")] = False,
+    data_dir: DataDir = DATA_DIR,
+) -> None:
+    """Work out a room's stock again from its orders and holds, its sales frozen meanwhile. After a loss the worker does it by itself."""
+    from app import desk
+
+    if bool(room) == all_rooms:
+        raise typer.BadParameter("name a room, or say --all")
+    for done in desk.rebuild(find_product(_read_settings(data_dir)), room):
+        changes = (
+            f"{done.offers} offers and {done.holds} holds written, {done.void} holds void" if done.offers or done.holds else "all was right"
+        )
+        typer.echo(f"{done.room}: {changes}; epoch {done.epoch}")
+
+
 @letters_app.command("list")
 def list_letters(
     room: Annotated[str | None, typer.Option(help="Only of this room.")] = None, as_json: AsJson = False, data_dir: DataDir = DATA_DIR

@@ -18,6 +18,7 @@ from app.core.settings import Settings
 from app.domains.accounts import service as accounts
 from app.domains.analytics import service as analytics
 from app.domains.catalogue.service import OfferDraft
+from app.domains.inventory import renewal
 from app.domains.orders import service as orders
 from app.domains.rooms import service as rooms
 from app.storage import dead_letters
@@ -55,6 +56,20 @@ def report(settings: Settings, session_id: str) -> dict[str, Any]:
 def reconcile(settings: Settings) -> list[str]:
     """What differs between the engines, one sentence each."""
     return _with_engines(settings, orders.reconcile)
+
+
+def rebuild(settings: Settings, room_id: str | None) -> list[renewal.Renewal]:
+    """Of one room, or of all whose sales are not long over. Rooms that somebody else was renewing at that moment are left out."""
+
+    async def run(engines: Engines) -> list[renewal.Renewal]:
+        if room_id:
+            async with engines.sql.read() as session:
+                await rooms.get_room(session, room_id)
+        concerned = [room_id] if room_id else await renewal.list_selling_rooms(engines)
+        done = [await renewal.rebuild_room(engines, room) for room in concerned]
+        return [one for one in done if one is not None]
+
+    return _with_engines(settings, run)
 
 
 def list_letters(settings: Settings, room_id: str | None) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from app.domains.analytics.service import push_figures, refresh_reports, sample_
 from app.domains.chat.service import archive_chat, prune_keys
 from app.domains.envelopes.service import end_due_envelopes
 from app.domains.integrations.service import deliver_webhooks, expire_webhook_deliveries
+from app.domains.inventory.renewal import recall_rooms, renew_rooms
 from app.domains.inventory.service import expire_sales, forget_hold_notes
 from app.domains.lottery.service import close_due_draws
 from app.domains.orders.aftersales import deliver_after_days
@@ -171,6 +172,8 @@ LOOPS: tuple[Loop, ...] = (
     Loop("expire_sales", expire_sales, 250),
     Loop("take_price_steps", take_price_steps, 250),
     Loop("call_providers", call_providers, 250),
+    Loop("renew_rooms", renew_rooms, 100),
+    Loop("recall_rooms", recall_rooms, 2000),
     Loop("settle_sandbox_payments", settle_sandbox_payments, 250),
     Loop("run_due_returns", run_due_returns, 10_000),
     Loop("deliver_after_days", deliver_after_days, 60_000),

@@ -4,8 +4,9 @@ A domain states all that it contributes in one value, the `DOMAIN` of its `endpo
 and folds them into one `Registry`; nothing registers itself by being imported. Two contributions of one name are a mistake found at start.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 
@@ -51,6 +52,18 @@ ReportFigure = Callable[[Any, str], Awaitable[Any]]
 Admission = Callable[[Any, Any, str], Awaitable[None]]
 
 
+# async (session, room_id or None for all, ended_after) -> session id -> state, of the sessions whose sales the engine must know: those
+# that are not archived and did not end before that
+OpenSessions = Callable[[Any, str | None, datetime], Awaitable[Mapping[str, str]]]
+# async (session, room_id, offer_ids) -> hold id -> the hold as SQL knows it, with the keys that the engine keeps; for an engine that has
+# lost its own. What two domains know of one hold is put together
+StandingHolds = Callable[[Any, str, Sequence[str]], Awaitable[Mapping[str, Any]]]
+
+
+async def _no_sessions(_session: Any, _room_id: str | None, _ended_after: datetime) -> Mapping[str, str]:
+    return {}
+
+
 @dataclass(frozen=True, slots=True)
 class Domain:
     name: str
@@ -64,6 +77,8 @@ class Domain:
     pulse: Mapping[str, SnapshotPart] = field(default_factory=dict[str, SnapshotPart])  # field of the Pulse event -> reading
     admission: tuple[Admission, ...] = ()
     command_admission: tuple[Admission, ...] = ()  # before a command that names a room, or something that has its room in its id
+    open_sessions: OpenSessions | None = None  # of the one domain that owns sessions
+    standing_holds: StandingHolds | None = None
 
 
 @dataclass(slots=True)
@@ -79,6 +94,8 @@ class Registry:
     pulse: dict[str, SnapshotPart] = field(default_factory=dict[str, SnapshotPart])
     admission: list[Admission] = field(default_factory=list[Admission])
     command_admission: list[Admission] = field(default_factory=list[Admission])
+    open_sessions: OpenSessions = _no_sessions
+    standing_holds: list[StandingHolds] = field(default_factory=list[StandingHolds])
 
     @classmethod
     def of(cls, domains: Iterable[Domain]) -> "Registry":
@@ -98,6 +115,9 @@ class Registry:
         self.routers.extend(domain.routers)
         self.admission.extend(domain.admission)
         self.command_admission.extend(domain.command_admission)
+        self.open_sessions = domain.open_sessions or self.open_sessions
+        if domain.standing_holds:
+            self.standing_holds.append(domain.standing_holds)
         if domain.reactions:
             self.reactions.append(domain.reactions)
 

@@ -34,6 +34,8 @@ CARRIED_BY: dict[type[Event], tuple[Kind, ...]] = {
     events.SlowModeSet: (Kind.ROOM,),
     events.ChatDeleted: (Kind.ROOM, Kind.CHAT),  # in recovered chat it stands in the place of the line that was deleted
     events.PurchaseAnnounced: (Kind.ROOM,),
+    events.SalesFrozen: (Kind.ROOM,),
+    events.SalesReopened: _STAGE_AND_TEAM,
     events.DrawOpened: (Kind.ROOM,),
     events.DrawClosed: (Kind.ROOM,),
     events.DrawDrawn: (Kind.ROOM,),

@@ -137,6 +137,21 @@ class PurchaseAnnounced(Event, frozen=True, tag="purchase.announced"):
     quantity: int
 
 
+class SalesFrozen(Event, frozen=True, tag="sales.frozen"):
+    """For a moment no hold or order is taken: the engine of sales has restarted, and its books are compared. What was promised stands."""
+
+    room: str
+
+
+class SalesReopened(Event, frozen=True, tag="sales.reopened"):
+    """Sales go on. `lost`: the engine had lost something, and `epoch` has grown. The pulse tells what is left of each offer; holds that are
+    known to be void are told to their viewers, and any other is void when `order.place` answers `unknown`."""
+
+    room: str
+    epoch: int
+    lost: bool
+
+
 class DrawOpened(Event, frozen=True, tag="draw.opened"):
     """A draw takes entries; `commitment` is the hash of a seed that is already chosen."""
 
@@ -210,11 +225,11 @@ class HoldPlaced(Event, frozen=True, tag="hold.placed"):
 
 
 class HoldEnded(Event, frozen=True, tag="hold.ended"):
-    """The hold was given back or ran out. One that became an order says so by `order.placed`."""
+    """The hold was given back or ran out, or is void: the engine has lost it. One that became an order says so by `order.placed`."""
 
     hold: str
     offer: str
-    outcome: str  # released, expired
+    outcome: str  # released, expired, void
 
 
 class WaitEnded(Event, frozen=True, tag="wait.ended"):
@@ -416,6 +431,8 @@ EVENTS: tuple[type[Event], ...] = (
     SlowModeSet,
     ChatDeleted,
     PurchaseAnnounced,
+    SalesFrozen,
+    SalesReopened,
     DrawOpened,
     DrawClosed,
     DrawDrawn,

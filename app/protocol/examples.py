@@ -79,6 +79,8 @@ _EVENTS: tuple[Event, ...] = (
     events.SlowModeSet(at=_AT, interval_s=10),
     events.ChatDeleted(at=_AT, message=_MESSAGE, viewer=_VIEWER),
     events.PurchaseAnnounced(at=_AT, offer=_OFFER, name="王**", quantity=1),
+    events.SalesFrozen(at=_AT, room=_ROOM),
+    events.SalesReopened(at=_AT, room=_ROOM, epoch=0, lost=False),
     events.DrawOpened(at=_AT, draw=_draw),
     events.DrawClosed(at=_AT, draw=_closed, entrants_digest=_HASH),
     events.DrawDrawn(at=_AT, draw=_drawn, winners=[Winner(viewer=_VIEWER, name="王**", prize="10 yuan")], seed=_HASH),

@@ -18,6 +18,7 @@ import structlog
 from redis.exceptions import RedisError
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.errors import AppError
 from app.core.metrics import DEAD_LETTERS, INTAKE_ENTRIES, INTAKE_LAG_SECONDS, INTAKE_WAITING_ENTRIES
@@ -56,6 +57,12 @@ async def register_room(engines: Engines, room_id: str, *, for_ms: int = 0) -> N
         pipe.pexpire(_claim_key(room_id), max(for_ms, CLAIM_MS_MIN), gt=True)
         await pipe.execute()
     await engines.sales.sadd(ROOMS_KEY, room_id)  # after the claim: see forget_room
+
+
+async def register_rooms(engines: Engines, room_ids: Sequence[str]) -> None:
+    """Rooms that have stock, whatever the engine remembers of them."""
+    if room_ids:
+        await engines.sales.sadd(ROOMS_KEY, *room_ids)
 
 
 async def forget_room(engines: Engines, room_id: str) -> None:
@@ -152,13 +159,29 @@ async def hand_out(work: Work, entries: Sequence[OutboxEntry]) -> None:
 
 async def _advance(work: Work, room_id: str, entries: Sequence[OutboxEntry]) -> list[OutboxEntry]:
     """Locks the room's mark, moves it to the batch's end, and returns the entries that SQL does not have yet."""
-    await work.session.execute(insert(IntakeProgress).values(room_id=room_id, last_entry="0-0").on_conflict_do_nothing())
-    query = select(IntakeProgress).where(IntakeProgress.room_id == room_id).with_for_update()
-    mark = (await work.session.scalars(query)).one()
+    mark = await lock_mark(work.session, room_id)
     fresh = [entry for entry in entries if _order(entry.id) > _order(mark.last_entry)]
     if fresh:
         mark.last_entry = fresh[-1].id
     return fresh
+
+
+async def lock_mark(session: AsyncSession, room_id: str) -> IntakeProgress:
+    """Until the end of the transaction nobody else takes in this room."""
+    await session.execute(insert(IntakeProgress).values(room_id=room_id, last_entry="0-0").on_conflict_do_nothing())
+    query = select(IntakeProgress).where(IntakeProgress.room_id == room_id).with_for_update()
+    return (await session.scalars(query)).one()
+
+
+async def has_mark(engines: Engines, room_id: str) -> bool:
+    """Whether the room was ever open for sales."""
+    async with engines.sql.read() as session:
+        return await session.get(IntakeProgress, room_id) is not None
+
+
+def is_before(entry_id: str, mark: str) -> bool:
+    """Whether an outbox that ends with this entry (empty: there is none) lacks what the mark has seen."""
+    return _order(entry_id or "0-0") < _order(mark)
 
 
 async def _take_in_one_by_one(engines: Engines, room_id: str, entries: Sequence[OutboxEntry]) -> None:

@@ -95,13 +95,13 @@ class Engines:
         return answers
 
     def group_commit(
-        self, name: str, run_batch: Callable[["Engines", str, Sequence[Member]], Awaitable[Sequence[Outcome]]]
+        self, name: str, run_batch: Callable[["Engines", str, Sequence[Member]], Awaitable[Sequence[Outcome | Exception]]]
     ) -> GroupCommit[Member, Outcome]:
         """The process's one group commit of this name; `run_batch(engines, room_id, members)` is called once a batch."""
         group = self._groups.get(name)
         if group is None:
 
-            async def run(room_id: str, members: Sequence[Member]) -> Sequence[Outcome]:
+            async def run(room_id: str, members: Sequence[Member]) -> Sequence[Outcome | Exception]:
                 return await run_batch(self, room_id, members)
 
             group = self._groups[name] = GroupCommit(

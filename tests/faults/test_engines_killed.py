@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.core.errors import AppError
+from app.domains.inventory import renewal
 from app.domains.inventory import service as inventory
 from app.domains.orders import service as orders
 from app.storage.intake import take_in_room
@@ -43,6 +44,7 @@ async def test_a_killed_engine_keeps_what_it_acknowledged(own: tuple[Engines, Se
     assert len(acknowledged) < 2000, "it was killed in the middle"
     await asyncio.to_thread(servers.valkey.start)
     assert await audit_stock(engines, ["room1"], after_intake=False) == []
+    await renewal.renew_room(engines, "room1")
     for key, hold in acknowledged.items():
         viewer = f"v{key.partition('.')[0]}"
         again = await shelf.reserve(offer, viewer=viewer, key=key)

@@ -203,6 +203,7 @@ def test_only_known_places_publish_past_the_unit_of_work() -> None:
         "storage/work.py",
         "domains/analytics/service.py",  # figures.updated on staff:
         "domains/chat/service.py",  # chat.sent on chat:, chat.deleted in recovered chat
+        "domains/inventory/renewal.py",  # sales.frozen on room:
         "domains/inventory/service.py",  # hold.placed, hold.ended on user:
         "domains/rooms/audience.py",  # room.pulse on room:
         "storage/intake.py",  # alert.raised on staff:, when SQL is probably away

@@ -8,7 +8,7 @@ These functions change rows and say nothing to anybody. Whoever changes an offer
 Live stock is not here: it is a reading of the engine that `inventory` owns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
@@ -217,6 +217,16 @@ async def fetch_offer(session: AsyncSession, offer_id: str) -> Offer | None:
 async def list_offers(session: AsyncSession, session_id: str) -> list[Offer]:
     """The whole shelf of a session in its order, withdrawn offers too."""
     return await store.list_offers(session, session_id)
+
+
+async def list_offers_of(session: AsyncSession, session_ids: Collection[str], offer_ids: Collection[str]) -> list[Offer]:
+    """The shelves of these sessions, and these offers, as SQL has them now."""
+    return await store.list_offers_of(session, session_ids, offer_ids)
+
+
+async def list_rooms_of(session: AsyncSession, session_ids: Collection[str]) -> list[str]:
+    """The rooms in which these sessions have offers."""
+    return await store.list_rooms_of(session, session_ids)
 
 
 def offer_view(offer: Offer) -> OfferView:

@@ -1,8 +1,9 @@
 """SQL of the catalogue."""
 
+from collections.abc import Collection
 from datetime import datetime
 
-from sqlalchemy import func, select, tuple_, update
+from sqlalchemy import func, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.domains.catalogue.tables import Offer, Product
@@ -48,6 +49,15 @@ async def list_keywords(session: AsyncSession, session_id: str) -> list[tuple[st
     """(offer, keyword) of the offers that are on the shelf and have one."""
     query = select(Offer.id, Offer.keyword).where(Offer.session_id == session_id, Offer.keyword != "", Offer.state != "withdrawn")
     return [(offer_id, keyword) for offer_id, keyword in (await session.execute(query)).all()]
+
+
+async def list_offers_of(session: AsyncSession, session_ids: Collection[str], offer_ids: Collection[str]) -> list[Offer]:
+    query = select(Offer).where(or_(Offer.session_id.in_(session_ids), Offer.id.in_(offer_ids))).order_by(Offer.id)
+    return list(await session.scalars(query.execution_options(populate_existing=True)))
+
+
+async def list_rooms_of(session: AsyncSession, session_ids: Collection[str]) -> list[str]:
+    return list(await session.scalars(select(Offer.room_id).where(Offer.session_id.in_(session_ids)).distinct()))
 
 
 async def shelf_size(session: AsyncSession, session_id: str) -> int:

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from app.core.caller import Caller
 from app.core.registry import Command, Domain
-from app.domains.inventory import service
+from app.domains.inventory import renewal, service
 from app.protocol.commands import Leave, Left, Release, Released, Reserve, Reserved, Wait, Waiting
 from app.rest.access import EnginesDep, check_right, require
 from app.rest.pages import CursorParam, LimitParam, Page, decode_cursor, encode_cursor
@@ -154,6 +154,7 @@ DOMAIN = Domain(
         "wait.ended": service.take_in_waits,
         "offer.sold_out": service.take_in_shelf,
         "offer.restocked": service.take_in_shelf,
+        "sales.reopened": renewal.take_in_reopened,
     },
     reactions={
         "offer.listed": service.on_offer_changed,

@@ -7,8 +7,9 @@ left. The transitions themselves are in the scripts, because only there are they
 how they came about.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
+from typing import Any
 
 from msgspec import Struct, field
 
@@ -114,6 +115,7 @@ class SweepAnswer(Struct, frozen=True, kw_only=True):
     settled: int
     forgotten: int
     empty: bool = False  # nothing is left of the room's sales
+    closed: bool = False  # the room has to be renewed first
 
 
 class RoomBooks(Struct, frozen=True, kw_only=True):
@@ -221,3 +223,145 @@ def stock_levels(offers: Mapping[str, Stock], sessions: Mapping[str, str]) -> di
         for offer_id, stock in sorted(offers.items())
         if stock.state != "withdrawn" and sessions.get(stock.session) != SessionState.ENDED
     }
+
+
+# --- a new life of the engine --------------------------------------------------------------------------------------------------------
+
+Record = dict[str, Any]  # an offer or a hold, as the engine keeps it
+
+
+class Survivors(Struct, frozen=True, kw_only=True):
+    """What the engine still has of a room."""
+
+    offers: dict[str, Record]
+    holds: dict[str, Record]
+    counts: dict[str, int]
+    deadlines: dict[str, int]
+    line: frozenset[str] = frozenset()
+
+
+class Known(Struct, frozen=True, kw_only=True):
+    """What is known of a room elsewhere, when its outbox has been read to the end."""
+
+    terms: dict[str, Record]  # offers, as sync takes them
+    sessions: dict[str, str]  # those that are not long over
+    standing: dict[str, Record]  # holds that SQL knows to have become orders, or to keep prizes
+    noted: dict[str, Record]  # open holds that SQL has a note of
+    is_cut: bool  # the outbox ends before what SQL has read of it: its end is lost, and with it an unknown part of everything
+
+
+class Rebuilt(Struct, frozen=True, kw_only=True):
+    """What must be written so that the records are right, and what cannot be kept."""
+
+    offers: dict[str, Record]
+    holds: dict[str, Record]
+    counts: dict[str, int]  # 0: none
+    deadlines: dict[str, int]  # 0: none
+    line: dict[str, bool]  # whether this place is in a line
+    void: dict[str, Record]  # noted holds that are gone: their viewers have to be told
+    is_lost: bool  # something that was known is missing or older in the engine
+
+
+_RANK = {HoldState.HELD: 0, HoldState.ORDERED: 1, HoldState.CANCELLED: 2, HoldState.LAPSED: 2, HoldState.SOLD: 3}
+
+
+def further(first: Record, second: Record) -> Record:
+    """Two records of one hold: the one that is further on its way. The keys that only one has are kept."""
+    ahead, behind = (second, first) if _RANK.get(second["state"], 0) > _RANK.get(first["state"], 0) else (first, second)
+    return behind | ahead
+
+
+def rebuild(survivors: Survivors, known: Known, now_ms: int) -> Rebuilt:
+    """Pure merge. The engine's records and SQL's are both beginnings of one history, so the further state of a hold is the true one.
+
+    Holds that survived stand, also those that had ended in what was lost: they run out by themselves, and never more is promised than there
+    is. Who waits in a line that survived goes on waiting; of lines SQL knows nothing. Counters, counts and deadlines are sums over the
+    holds; what they were before does not matter.
+    """
+    holds, is_lost = dict(survivors.holds), known.is_cut
+    for hold_id, record in known.standing.items():
+        merged = _merge(holds.get(hold_id), record, survivors, known)
+        if merged is not None and merged != holds.get(hold_id):
+            holds[hold_id] = merged
+            is_lost = True
+    void = {hold_id: note for hold_id, note in known.noted.items() if hold_id not in holds and note["expires"] > now_ms}
+    offers = _offers(survivors.offers, known, holds)
+    is_lost = is_lost or bool(void) or any(_counters(offer) != _counters(survivors.offers.get(name)) for name, offer in offers.items())
+    open_holds = {hold_id: hold for hold_id, hold in holds.items() if hold["state"] in _OPEN_STATES and not hold["escrow"]}
+    line = {f"{hold['offer']}|{hold['turn']:012d}|{hold_id}" for hold_id, hold in holds.items() if hold["state"] == HoldState.WAITING}
+    return Rebuilt(
+        offers={name: offer for name, offer in offers.items() if offer != survivors.offers.get(name)},
+        holds={hold_id: hold for hold_id, hold in holds.items() if hold is not survivors.holds.get(hold_id)},
+        counts=_changes(survivors.counts, _counts(holds.values())),
+        deadlines=_changes(survivors.deadlines, {hold_id: hold["deadline"] for hold_id, hold in open_holds.items()}),
+        line={name: name in line for name in survivors.line ^ line},
+        void=void,
+        is_lost=is_lost,
+    )
+
+
+def _merge(mine: Record | None, record: Record, survivors: Survivors, known: Known) -> Record | None:
+    """The hold as it must be; None: it need not be here, since the engine has forgotten it or its offer in good order."""
+    terms = known.terms.get(record["offer"])
+    if mine is None:
+        is_over = record["state"] in {HoldState.CANCELLED, HoldState.LAPSED}
+        if (is_over and not known.is_cut) or (record["offer"] not in survivors.offers and terms is None):
+            return None
+        shared = ("session", "price", "version", "policy", "currency")  # of a prize that its draw knows without them
+        first_paid = {"first_paid": True} if terms and terms.get("selling") == "first_paid" and not record["escrow"] else {}
+        return {name: terms[name] for name in shared if terms} | _LEFT_OPEN | record | first_paid
+    merged = _LEFT_OPEN | further(mine, record)
+    returned = {**record.get("given", {}), **mine.get("given", {})}  # a refund gives back once: SQL notes what the engine had
+    if returned:
+        merged |= {"given": returned, "returned": sum(returned.values())}
+    return merged if _essence(merged) != _essence(mine) else mine
+
+
+# SQL does not know the key of an order's placing: whichever comes again is taken for it.
+_LEFT_OPEN: Record = {"place_key": "", "expires": 0}
+
+
+def _essence(hold: Record) -> tuple[str, int]:
+    return hold["state"], hold.get("returned", 0)
+
+
+def _offers(before: Mapping[str, Record], known: Known, holds: Mapping[str, Record]) -> dict[str, Record]:
+    mine: dict[str, list[Record]] = {offer_id: [] for offer_id in before.keys() | known.terms.keys()}
+    for hold in holds.values():
+        if hold["offer"] in mine:
+            mine[hold["offer"]].append(hold)
+    return {offer_id: _offer(before.get(offer_id), known.terms.get(offer_id), mine[offer_id]) for offer_id in mine}
+
+
+def _offer(before: Record | None, terms: Record | None, holds: Sequence[Record]) -> Record:
+    offer: Record = {"holds": 0, "out": False} | (before or {})
+    if terms and terms["version"] > offer.get("version", 0):
+        offer |= terms
+    units = {"held": 0, "ordered": 0, "sold": 0}
+    for hold in holds:
+        counter = _STOCK_STATES.get(hold["state"])
+        if counter and (counter == "sold" or not hold.get("first_paid")):
+            units[counter] += hold["quantity"] - (hold.get("returned", 0) if counter == "sold" else 0)
+    left = offer["total"] - sum(units.values())
+    offer |= units | {"available": max(left, 0), "short": max(-left, 0)}
+    offer["holds"] = max(offer["holds"], sum(not hold["escrow"] and hold["state"] != HoldState.WAITING for hold in holds))
+    waiting = sum(hold["state"] == HoldState.WAITING for hold in holds)
+    return offer | {"waiting": waiting} if waiting or offer.get("waiting") else offer
+
+
+def _counters(offer: Record | None) -> tuple[int, ...]:
+    return tuple(offer[name] for name in ("held", "ordered", "sold")) if offer else (0, 0, 0)
+
+
+def _counts(holds: Iterable[Record]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for hold in holds:
+        if hold["state"] in _COUNTED_STATES and not hold["escrow"]:
+            field_name = f"{hold['offer']}|{hold['viewer']}"
+            counts[field_name] = counts.get(field_name, 0) + hold["quantity"]
+    return counts
+
+
+def _changes(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, int]:
+    """What has to be written so that `before` becomes `after`; 0 takes a name away."""
+    return {name: after.get(name, 0) for name in before.keys() | after.keys() if before.get(name) != after.get(name)}

@@ -2,12 +2,17 @@
 -- script that fails half-way has written nothing. What changes them is in stock.lua, which comes next.
 --
 -- KEYS  1: offers, hash id -> JSON   2: holds, hash id -> JSON   3: counts, hash offer|viewer -> units
---       4: deadlines, sorted set of open holds   5: outbox stream   6: sessions, hash: `s:`session -> state, frozen
+--       4: deadlines, sorted set of open holds   5: outbox stream   6: sessions, hash: `s:`session -> state, frozen, life
 --       7: memories, sorted set: when to forget a hold that has ended, `o:`offer or `s:`session
 --       8: line, sorted set of offer|turn|hold in the order of the names: who waits for which offer
 -- ARGV  1: now in ms, 0 for the engine's clock   2: how long what has ended is remembered, ms   3: most deadlines to settle at once
 --       4: outbox entries from which on new sales are refused   5: members, a JSON list
--- Reply: a JSON list with one object a member, `word` first.
+--       6: `renew`, for the script that fills a room which is closed
+-- Reply: a JSON list with one object a member, `word` first. Of a room that is closed, an array: for each member 1 if its answer is here.
+--
+-- A room is closed while its `life` is not the run id of this engine: it has restarted, another has taken over, or the records are gone.
+-- They may then be old, so nothing is answered from them and nothing changes until renew.lua has compared them with SQL. (INFO costs 4 us
+-- a batch; what a process knows of its engine could be wrong behind a proxy, and a key of the engine would be copied with the rest.)
 local OFFERS, HOLDS, COUNTS, DEADLINES, OUTBOX, ROOM, MEMORIES, LINE = unpack(KEYS)
 local now, keep_ms, settle_max = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 if now == 0 then
@@ -37,6 +42,16 @@ local frozen
 local function is_frozen()  -- no new holds, no new orders
   if frozen == nil then frozen = redis.call('HGET', ROOM, 'frozen') == '1' end
   return frozen
+end
+
+local life = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+if ARGV[6] ~= 'renew' and redis.call('HGET', ROOM, 'life') ~= life then
+  local known = {}
+  for index, member in ipairs(cjson.decode(ARGV[5])) do
+    local hold = member.id and hold_of(member.id)
+    known[index] = hold and (member.act ~= 'place' or hold.place_key) and 1 or 0
+  end
+  return known
 end
 
 local function tell(kind, data) entries[#entries + 1] = {kind, data} end

@@ -14,8 +14,7 @@ from app.core.errors import AppError
 from app.core.ids import room_of
 from app.core.runtime import at_text
 from app.domains.catalogue import service as catalogue
-from app.domains.catalogue.tables import Offer
-from app.domains.inventory import store
+from app.domains.inventory import renewal, store
 from app.domains.inventory.rules import (
     CANCEL_WORDS,
     LEAVE_WORDS,
@@ -202,7 +201,8 @@ async def stock_reading(engines: Engines, room_id: str) -> dict[str, int]:
 
 async def freeze_sales(engines: Engines, room_id: str, *, frozen: bool) -> None:
     """Stops new holds and orders of a room, or lets them go on. What was promised stands: payments, cancellations, expiry continue."""
-    await store.sync_room(engines, room_id, [{"act": "frozen", "on": frozen}])
+    async with engines.work() as work:
+        await renewal.sync(work, room_id, [{"act": "frozen", "on": frozen}])
 
 
 async def find_room_faults(engines: Engines, room_id: str) -> list[str]:
@@ -236,10 +236,13 @@ async def _move(engines: Engines, hold_id: str, **member: Any) -> MoveAnswer:
 
 
 async def expire_sales(engines: Engines) -> None:
-    """One pass of the worker: in every room, end what has run out, in bounded batches."""
+    """One pass of the worker: in every room, end what has run out, in bounded batches. Rooms that are closed are left to `renew_rooms`."""
     for room_id in await list_rooms(engines):
         for _ in range(SWEEPS_MAX):
             done = await store.sweep_room(engines, room_id)
+            if done.closed:
+                engines.local.setdefault("closed_rooms", set[str]()).add(room_id)
+                break
             if max(done.settled, done.forgotten) < engines.settings.expiry_batch_max:
                 if done.empty:
                     await forget_room(engines, room_id)
@@ -258,31 +261,10 @@ async def forget_hold_notes(engines: Engines) -> None:
 async def on_offer_changed(work: Work, room_id: str, events: list[OfferListed | OfferUpdated | OfferWithdrawn]) -> None:
     """Whatever the events said, the engine gets the offers as they stand in SQL now; versions make that safe to repeat."""
     offer_ids = dict.fromkeys(event.offer if isinstance(event.offer, str) else event.offer.id for event in events)
-    members = [_offer_member(offer) for offer_id in offer_ids if (offer := await catalogue.fetch_offer(work.session, offer_id))]
+    members = [renewal.offer_member(offer) for offer_id in offer_ids if (offer := await catalogue.fetch_offer(work.session, offer_id))]
     if members:
         await register_room(work.engines, room_id)
-        await store.sync_room(work.engines, room_id, members)
-
-
-def _offer_member(offer: Offer) -> store.Member:
-    return {
-        "act": "offer",
-        "id": offer.id,
-        "session": offer.session_id,
-        "version": offer.version,
-        "total": offer.total,
-        "price": offer.price_minor,
-        "steps": [{"at": step["at_ms"], "price": step["price_minor"]} for step in offer.price_steps],
-        "currency": offer.currency,
-        "limit": offer.limit_per_viewer,
-        "order_limit": offer.limit_per_order,
-        "selling": offer.selling_policy,
-        "state": offer.state,
-        "policy": offer.return_policy,
-        "name": offer.name,
-        "opens": _ms(offer.opens_at),
-        "closes": _ms(offer.closes_at),
-    }
+        await renewal.sync(work, room_id, members)
 
 
 async def on_session_changed(
@@ -290,13 +272,13 @@ async def on_session_changed(
 ) -> None:
     await register_room(work.engines, room_id)
     members = [{"act": "session", "id": event.session, "state": _session_state(event)} for event in events]
-    await store.sync_room(work.engines, room_id, members)
+    await renewal.sync(work, room_id, members)
 
 
 async def on_session_archived(work: Work, room_id: str, events: list[SessionArchived]) -> None:
     """Nothing can change any more: `hot_keys_ttl_s` later the engine forgets the session."""
     await register_room(work.engines, room_id)
-    await store.sync_room(work.engines, room_id, [{"act": "archived", "id": event.session} for event in events])
+    await renewal.sync(work, room_id, [{"act": "archived", "id": event.session} for event in events])
 
 
 def _session_state(event: SessionWentLive | SessionInterrupted | SessionResumed | SessionEnded) -> SessionState:
@@ -307,10 +289,6 @@ def _session_state(event: SessionWentLive | SessionInterrupted | SessionResumed 
             return SessionState.ENDED
         case SessionWentLive() | SessionResumed():
             return SessionState.LIVE
-
-
-def _ms(at: datetime | None) -> int:
-    return int(at.timestamp() * 1000) if at else 0
 
 
 # --- because the engine changed ------------------------------------------------------------------------------------------------------

@@ -6,17 +6,19 @@ A hold is no SQL row: what becomes of it stands in the outbox, and SQL has the o
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import msgspec
-from sqlalchemy import delete
+from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.domains.inventory.rules import Hold, MoveAnswer, ReserveAnswer, RoomBooks, Stock, SweepAnswer
+from app.core.errors import AppError
+from app.domains.inventory.rules import Hold, MoveAnswer, ReserveAnswer, RoomBooks, Stock, Survivors, SweepAnswer
 from app.domains.inventory.tables import HoldNote
-from app.storage.intake import outbox_key
+from app.protocol.codes import SERVICE_UNAVAILABLE
+from app.storage.intake import has_mark, outbox_key
 from app.storage.redis import Script
-from app.storage.work import Engines
+from app.storage.work import Engines, is_away
 
 Answer = TypeVar("Answer")
 
@@ -26,6 +28,8 @@ _reserve = Script(_HERE / "reserve.lua", after=_SHARED)
 _move = Script(_HERE / "move.lua", after=(*_SHARED, _HERE / "order.lua"))
 _sweep = Script(_HERE / "sweep.lua", after=_SHARED)
 _sync = Script(_HERE / "sync.lua", after=_SHARED)
+_renew = Script(_HERE / "renew.lua", after=_SHARED[:1])
+_look = Script(_HERE / "look.lua")
 
 SETTLE_IN_RESERVE_MAX = 100  # what a reservation settles on its way; the expiry loop does the rest
 
@@ -50,7 +54,18 @@ def sales_keys(room_id: str) -> list[str]:
     ]
 
 
-async def _run(engines: Engines, script: Script, room_id: str, members: Sequence[Member], *, settle_max: int = 0) -> bytes:
+class Closed(Exception):
+    """The room's records may be old or gone, and nothing was done. `known`: for each member, whether it has an answer that waits here."""
+
+    def __init__(self, known: Sequence[int]) -> None:
+        super().__init__("the room has to be renewed first")
+        self.known = known
+
+
+async def _run(
+    engines: Engines, script: Script, room_id: str, members: Sequence[Member], *, settle_max: int = 0, more: Sequence[str] = ()
+) -> bytes:
+    """Raises Closed."""
     settings = engines.settings
     arguments = [
         engines.runtime.script_now_ms(),
@@ -58,24 +73,108 @@ async def _run(engines: Engines, script: Script, room_id: str, members: Sequence
         settle_max,
         settings.outbox_entries_max,
         _encoder.encode(members),
+        *more,
     ]
-    return cast("bytes", await script(engines.sales, sales_keys(room_id), arguments))
+    reply = cast("bytes | list[int]", await script(engines.sales, sales_keys(room_id), arguments))
+    if isinstance(reply, list):
+        raise Closed(reply)
+    return reply
 
 
-async def reserve_batch(engines: Engines, room_id: str, members: Sequence[Member]) -> list[ReserveAnswer]:
-    return _reserve_answers.decode(await _run(engines, _reserve, room_id, members, settle_max=SETTLE_IN_RESERVE_MAX))
+async def reserve_batch(engines: Engines, room_id: str, members: Sequence[Member]) -> Sequence[ReserveAnswer | Exception]:
+    try:
+        return _reserve_answers.decode(await _run(engines, _reserve, room_id, members, settle_max=SETTLE_IN_RESERVE_MAX))
+    except Closed as closed:
+        word = await _word_for_new(engines, room_id)
+        return [being_renewed() if known else ReserveAnswer(word=word) for known in closed.known]
 
 
-async def move_batch(engines: Engines, room_id: str, members: Sequence[Member]) -> list[MoveAnswer]:
-    return _move_answers.decode(await _run(engines, _move, room_id, members))
+async def move_batch(engines: Engines, room_id: str, members: Sequence[Member]) -> Sequence[MoveAnswer | Exception]:
+    try:
+        return _move_answers.decode(await _run(engines, _move, room_id, members))
+    except Closed as closed:
+        word = await _word_for_new(engines, room_id)
+        is_new = [
+            word == "unknown" or (member["act"] == "place" and not known) for member, known in zip(members, closed.known, strict=True)
+        ]
+        return [MoveAnswer(word=word) if new else being_renewed() for new in is_new]
+
+
+async def _word_for_new(engines: Engines, room_id: str) -> str:
+    """A room that was never open has nothing that could be lost: somebody made its name up."""
+    try:
+        return "frozen" if await has_mark(engines, room_id) else "unknown"
+    except Exception as failure:  # SQL is away as well
+        if is_away(failure):
+            return "frozen"
+        raise
+
+
+def being_renewed() -> AppError:
+    """A new hold or order is refused as `frozen`; whatever else waits for the answer that will be true."""
+    return AppError(SERVICE_UNAVAILABLE, "the engine of sales has restarted: try again with the same key in a moment", retry_after_ms=1000)
 
 
 async def sync_room(engines: Engines, room_id: str, members: Sequence[Member]) -> list[str]:
+    """Raises Closed."""
     return [answer.word for answer in _move_answers.decode(await _run(engines, _sync, room_id, members))]
 
 
 async def sweep_room(engines: Engines, room_id: str) -> SweepAnswer:
-    return _sweep_answer.decode(await _run(engines, _sweep, room_id, (), settle_max=engines.settings.expiry_batch_max))
+    try:
+        return _sweep_answer.decode(await _run(engines, _sweep, room_id, (), settle_max=engines.settings.expiry_batch_max))
+    except Closed:
+        return SweepAnswer(settled=0, forgotten=0, closed=True)
+
+
+# --- a new life of the engine --------------------------------------------------------------------------------------------------------
+
+
+class Look(NamedTuple):
+    """Which life the engine leads, and how far the room's records go."""
+
+    life: str
+    opened_by: str  # the life in which the room was opened; empty: none
+    outbox_end: str  # empty: there is no outbox
+    is_doubtful: bool  # this engine may lack the end of what was acknowledged: it was a replica, or keeps no append-only file
+    was_lost: bool  # an earlier renewal found that something is missing, and did not come to its end
+
+    @property
+    def is_open(self) -> bool:
+        return self.opened_by == self.life
+
+
+async def look(engines: Engines, room_id: str) -> Look:
+    _, _, _, _, outbox, room, *_ = sales_keys(room_id)
+    life, opened_by, end, doubtful, lost = cast("list[Any]", await _look(engines.sales, [room, outbox], []))
+    return Look(life.decode(), opened_by.decode(), end.decode(), bool(doubtful), bool(lost))
+
+
+async def read_survivors(engines: Engines, room_id: str) -> Survivors:
+    """The records as they are, with all their keys. Of a closed room, which does not change: not in one step."""
+    offers_key, holds_key, counts_key, deadlines_key, *_, line_key = sales_keys(room_id)
+    async with engines.sales.pipeline(transaction=False) as pipeline:
+        for key in (offers_key, holds_key, counts_key):
+            pipeline.hgetall(key)
+        pipeline.zrange(deadlines_key, 0, -1, withscores=True)
+        pipeline.zrange(line_key, 0, -1)
+        offers, holds, counts, deadlines, line = await pipeline.execute()
+    return Survivors(
+        offers={name.decode(): msgspec.json.decode(raw) for name, raw in offers.items()},
+        holds={name.decode(): msgspec.json.decode(raw) for name, raw in holds.items()},
+        counts={name.decode(): int(raw) for name, raw in counts.items()},
+        deadlines={name.decode(): int(score) for name, score in deadlines},
+        line=frozenset(name.decode() for name in line),
+    )
+
+
+async def renew_part(engines: Engines, room_id: str, life: str, members: Sequence[Member]) -> bool:
+    """False: the engine has restarted meanwhile, or somebody else has opened the room."""
+    answers = _move_answers.decode(await _run(engines, _renew, room_id, members, more=("renew", life)))
+    return all(answer.word == "done" for answer in answers)
+
+
+# --- reading -------------------------------------------------------------------------------------------------------------------------
 
 
 async def fetch_hold(engines: Engines, room_id: str, hold_id: str) -> Hold | None:
@@ -135,3 +234,14 @@ def add_note(session: AsyncSession, room_id: str, placed: Sequence[Any], ended: 
 
 async def forget_notes(session: AsyncSession, until: datetime) -> None:
     await session.execute(delete(HoldNote).where(HoldNote.until <= until))
+
+
+async def list_noted(session: AsyncSession, room_id: str, now: datetime) -> dict[str, dict[str, Any]]:
+    """Holds that were open when SQL last heard of them, and may be still."""
+    placed: dict[str, dict[str, Any]] = {}
+    ended: set[str] = set()
+    query = select(HoldNote.placed, HoldNote.ended).where(HoldNote.room_id == room_id, HoldNote.until > now)
+    for row in await session.execute(query):
+        placed |= {hold["hold"]: hold for hold in msgspec.json.decode(row.placed)}
+        ended |= set(msgspec.json.decode(row.ended))
+    return {hold_id: hold for hold_id, hold in placed.items() if hold_id not in ended}

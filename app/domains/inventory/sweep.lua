@@ -5,7 +5,7 @@
 -- Nothing is forgotten while the outbox holds what SQL does not have yet.
 --
 -- Reply: a JSON object with the numbers settled and forgotten; fewer than ARGV[3] of each means nothing is due any more. `empty`: nothing
--- is left of the room's sales. (Its outbox stays, without entries: it remembers its last id, which a clock set back must not undercut.)
+-- is left of the room's sales. (Its life stays, and its outbox without entries, which remembers its last id: a new one must be higher.)
 local function forget_offer(member, id)
   local offer = offer_of(id)
   if offer and offer.held + offer.ordered + waiting(offer) > 0 then
@@ -63,5 +63,6 @@ for _, member in ipairs(old) do
   if kind == 'o:' then forget_offer(member, id) elseif kind == 's:' then forget_session(member, id) else forget_hold(member) end
 end
 finish()
-local empty = redis.call('EXISTS', OFFERS, HOLDS, COUNTS, DEADLINES, MEMORIES, ROOM, LINE) == 0 and redis.call('XLEN', OUTBOX) == 0
+local empty = redis.call('EXISTS', OFFERS, HOLDS, COUNTS, DEADLINES, MEMORIES, LINE) == 0 and redis.call('XLEN', OUTBOX) == 0
+empty = empty and redis.call('HLEN', ROOM) == 1
 return cjson.encode({settled = settled, forgotten = #old, empty = empty})

@@ -57,6 +57,11 @@ function act.frozen(member)
   return 'done'
 end
 
+function act.close()  -- as after a restart: until it is renewed
+  redis.call('HSET', ROOM, 'life', 'closed')
+  return 'done'
+end
+
 local answers = {}
 for index, member in ipairs(cjson.decode(ARGV[5])) do answers[index] = {word = act[member.act](member)} end
 finish()

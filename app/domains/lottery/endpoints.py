@@ -14,7 +14,7 @@ from app.core.ids import room_of
 from app.core.money import AMOUNT_MINOR_MAX
 from app.core.registry import Command, Domain
 from app.core.runtime import at_text
-from app.domains.lottery import service
+from app.domains.lottery import escrow, service
 from app.domains.lottery.rules import ENTRANTS_MAX, UNITS_MAX, Condition, DrawDraft, PrizeDraft, PrizeKind, shorten_name
 from app.domains.lottery.tables import Draw, DrawPrize
 from app.domains.rooms import service as rooms
@@ -285,5 +285,6 @@ DOMAIN = Domain(
         "draw.closed": service.take_in_closed,
         "draw.cancelled": service.take_in_cancelled,
     },
+    standing_holds=escrow.standing_holds,
     reactions={"draw.opened": service.on_draw_opened},
 )

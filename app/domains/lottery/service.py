@@ -19,8 +19,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.core.errors import AppError
 from app.core.ids import room_of, scoped_id
 from app.domains.inventory import service as inventory
-from app.domains.inventory.rules import hold_id
 from app.domains.lottery import store
+from app.domains.lottery.escrow import account_of, escrow_hold, escrow_products
 from app.domains.lottery.rules import (
     SECRET_BYTES,
     Condition,
@@ -49,7 +49,7 @@ from app.domains.wallet import service as wallet
 from app.domains.wallet.rules import Movement, TransferOutcome
 from app.protocol.channels import room_channel, user_channel
 from app.protocol.codes import BAD_REQUEST, CONFLICT, INSUFFICIENT_FUNDS, KEY_REUSED, NOT_FOUND
-from app.protocol.commands import DrawEntered, EnterOutcome, ReserveOutcome
+from app.protocol.commands import DrawEntered, EnterOutcome
 from app.protocol.events import DrawCancelled, DrawClosed, DrawDrawn, DrawOpened, DrawWon
 from app.protocol.views import DrawView, Winner
 from app.storage.intake import OutboxEntry, take_in_room
@@ -61,20 +61,6 @@ log = structlog.get_logger()
 SWEEP_MAX = 50  # draws that one pass of the worker's loop looks at, of each kind
 STRANDED_AFTER_MS = 60_000
 TAKE_IN_ROUNDS_MAX = 20
-
-
-def account_of(draw_id: str) -> str:
-    """Also the holder of escrowed products: a colon stands in no viewer's id."""
-    return f"draw:{draw_id}"
-
-
-def escrow_key(draw_id: str, unit: int) -> str:
-    return f"{draw_id}:{unit}"
-
-
-def escrow_hold(draw_id: str, unit: int) -> str:
-    """A hold's id follows from holder and key, so a crash between holding and noting it loses nothing."""
-    return hold_id(room_of(draw_id), account_of(draw_id), escrow_key(draw_id, unit))
 
 
 async def _now_ms(engines: Engines) -> int:
@@ -97,7 +83,7 @@ async def open_draw(engines: Engines, draft: DrawDraft, *, room_id: str, session
     async with engines.work() as work:
         draw, prizes = await _prepare(work, draft, room_id, session_id, by)
     try:
-        await _escrow_products(engines, draw.id, prizes)
+        await escrow_products(engines, draw.id, prizes)
         async with engines.work() as work:
             await _open(work, draw.id, prizes, draft, by)
     except AppError as refusal:
@@ -137,22 +123,6 @@ async def _prepare(work: Work, draft: DrawDraft, room_id: str, session_id: str, 
     ]
     work.session.add_all(prizes)
     return draw, prizes
-
-
-async def _escrow_products(engines: Engines, draw_id: str, prizes: Sequence[DrawPrize]) -> None:
-    """One hold of quantity 1 a unit, so that each winner's becomes an order of its own."""
-    for unit, prize in product_units(prizes):
-        assert prize.offer_id is not None
-        reserved = await inventory.reserve(
-            engines,
-            viewer_id=account_of(draw_id),
-            offer_id=prize.offer_id,
-            quantity=1,
-            key=escrow_key(draw_id, unit),
-            escrow=True,
-        )
-        if reserved.outcome is not ReserveOutcome.HELD:
-            raise AppError(CONFLICT, f"prize {prize.name!r}: its stock cannot be set aside ({reserved.outcome.value})")
 
 
 async def _open(work: Work, draw_id: str, prizes: Sequence[DrawPrize], draft: DrawDraft, by: str) -> None:

@@ -146,6 +146,13 @@ async def list_unsettled(session: AsyncSession, limit: int) -> Sequence[str]:
     return (await session.scalars(query)).all()
 
 
+async def list_in_escrow(session: AsyncSession, room_id: str) -> Sequence[str]:
+    """Draws of a room whose prizes are, or may be, set aside."""
+    unsettled = and_(Draw.state.in_(["drawn", "cancelled"]), Draw.settled_at.is_(None), Draw.rules_hash != "")
+    query = select(Draw.id).where(Draw.room_id == room_id, or_(Draw.state == "open", unsettled)).order_by(Draw.id)
+    return (await session.scalars(query)).all()
+
+
 async def list_stranded(session: AsyncSession, created_before: datetime, limit: int) -> Sequence[str]:
     """Draws whose opening was cut off between escrow and announcement."""
     query = select(Draw.id).where(Draw.state == "preparing", Draw.created_at < created_before).limit(limit)

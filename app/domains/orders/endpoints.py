@@ -11,7 +11,7 @@ from app.core.caller import Caller
 from app.core.errors import AppError
 from app.core.registry import Command, Domain
 from app.domains.inventory.service import scope
-from app.domains.orders import aftersales, exports, payments, returns_endpoints, service, store
+from app.domains.orders import aftersales, books, exports, payments, returns_endpoints, service, store
 from app.domains.orders.rules import DisputeState, OrderState
 from app.domains.orders.tables import Order
 from app.protocol.codes import NOT_FOUND
@@ -320,5 +320,6 @@ DOMAIN = Domain(
     ),
     routers=(router, returns_endpoints.router),
     intake=dict.fromkeys(("order.placed", "order.awarded", "order.paid", "order.ended", "order.refund_due"), aftersales.take_in_orders),
+    standing_holds=books.standing_holds,
     reactions={"order.changed": aftersales.on_order_changed},
 )

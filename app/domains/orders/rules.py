@@ -328,7 +328,7 @@ def signature_fits(secret: bytes, header: str, body: bytes, *, now_s: int, toler
     return hmac.compare_digest(sign(secret, at_s, body).encode(), header.encode()) and abs(now_s - at_s) <= tolerance_s
 
 
-_HOLD_OF_ORDER = {
+HOLD_OF_ORDER = {
     OrderState.PLACED: HoldState.ORDERED,
     OrderState.PAID: HoldState.SOLD,
     OrderState.SHIPPED: HoldState.SOLD,
@@ -347,12 +347,12 @@ def find_order_faults(
     units = dict.fromkeys(sold, 0)
     for order_id, (offer_id, state, quantity, returned) in orders.items():
         hold = books.holds.get(order_id)
-        if hold is None and offer_id in books.offers and _HOLD_OF_ORDER[state] is HoldState.SOLD:
+        if hold is None and offer_id in books.offers and HOLD_OF_ORDER[state] is HoldState.SOLD:
             faults.append(f"order {order_id}: the engine has no hold of it")
-        if hold is not None and (hold.state, hold.quantity, hold.returned) != (_HOLD_OF_ORDER[state], quantity, returned):
+        if hold is not None and (hold.state, hold.quantity, hold.returned) != (HOLD_OF_ORDER[state], quantity, returned):
             engine = f"{hold.state} of {hold.quantity} less {hold.returned}"
             faults.append(f"order {order_id}: {state} of {quantity} less {returned} in SQL, {engine} in the engine")
-        if offer_id in units and _HOLD_OF_ORDER[state] is HoldState.SOLD:
+        if offer_id in units and HOLD_OF_ORDER[state] is HoldState.SOLD:
             units[offer_id] += quantity - returned
     for hold_id, hold in books.holds.items():
         if hold.state in {HoldState.ORDERED, HoldState.SOLD} and hold_id not in orders:

@@ -317,6 +317,15 @@ async def lock_owed_disputes(session: AsyncSession, limit: int) -> list[Dispute]
     return list((await session.scalars(query.order_by(Dispute.closed_at).limit(limit).with_for_update(skip_locked=True))).all())
 
 
+async def list_orders_of(session: AsyncSession, offer_ids: Collection[str]) -> Sequence[Order]:
+    return (await session.scalars(select(Order).where(Order.offer_id.in_(offer_ids)).execution_options(populate_existing=True))).all()
+
+
+async def list_refunds_of(session: AsyncSession, offer_ids: Collection[str]) -> Sequence[Refund]:
+    query = select(Refund).join(Order, Order.id == Refund.order_id).where(Order.offer_id.in_(offer_ids))
+    return (await session.scalars(query.execution_options(populate_existing=True))).all()
+
+
 async def list_all_orders(session: AsyncSession, room_id: str) -> list[Order]:
     """All orders of a room: for reconciliation."""
     return list((await session.scalars(select(Order).where(Order.room_id == room_id))).all())

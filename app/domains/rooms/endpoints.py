@@ -11,7 +11,7 @@ from app.core.caller import Caller
 from app.core.errors import AppError
 from app.core.ids import room_of
 from app.core.registry import Command, Domain
-from app.domains.rooms import audience, service, shelf_endpoints
+from app.domains.rooms import audience, service, shelf_endpoints, show
 from app.domains.rooms.rules import CheckItem
 from app.domains.rooms.tables import Room, ShowSession
 from app.protocol.codes import BAD_REQUEST, NOT_FOUND, PERMISSION_DENIED
@@ -416,4 +416,5 @@ DOMAIN = Domain(
         "session.archived": audience.on_archived,
     },
     admission=(audience.admit,),
+    open_sessions=show.read_open_sessions,
 )

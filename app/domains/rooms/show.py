@@ -3,6 +3,7 @@
 Every change takes the room's row lock first, and a step of the life cycle is taken only when its checklist allows it.
 """
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -296,6 +297,11 @@ async def list_audit(session: AsyncSession, room_id: str, *, after_id: int | Non
 async def fetch_on_air(session: AsyncSession, room_id: str) -> ShowSession | None:
     """The room's session that is live or interrupted, as SQL has it now."""
     return await store.fetch_on_air(session, room_id)
+
+
+async def read_open_sessions(session: AsyncSession, room_id: str | None, ended_after: datetime) -> Mapping[str, str]:
+    """id -> state of the sessions of one room, or of all, whose sales may still go on."""
+    return await store.read_open_sessions(session, room_id, ended_after)
 
 
 async def lock_session(work: Work, session_id: str) -> tuple[Room, ShowSession]:

@@ -5,12 +5,12 @@
 lost. Then SQL is asked.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import Enum
 from typing import Any, Literal, NamedTuple, cast
 
-from sqlalchemy import Select, delete, func, select, tuple_, update
+from sqlalchemy import Select, delete, func, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.domains.rooms.rules import ON_AIR, SessionState
@@ -65,6 +65,16 @@ async def fetch_on_air(session: AsyncSession, room_id: str) -> ShowSession | Non
 
 async def list_on_air(session: AsyncSession, limit: int) -> list[ShowSession]:
     return list(await session.scalars(_on_air().order_by(ShowSession.id).limit(limit)))
+
+
+async def read_open_sessions(session: AsyncSession, room_id: str | None, ended_after: datetime) -> Mapping[str, str]:
+    """id -> state of all sessions that are not archived and did not end before that; of one room, or of all."""
+    query = select(ShowSession.id, ShowSession.state).where(
+        ShowSession.state != SessionState.ARCHIVED, or_(ShowSession.ended_at.is_(None), ShowSession.ended_at > ended_after)
+    )
+    if room_id is not None:
+        query = query.where(ShowSession.room_id == room_id)
+    return {row.id: row.state for row in await session.execute(query)}
 
 
 def _on_air() -> Select[ShowSession]:

@@ -40,7 +40,8 @@ export function checkoutPart(context) {
     event(event) {
       if (event.type === "order.paid" && current?.order === event.order) current.paid(event);
       if (event.type === "payment.declined" && current?.order === event.order) current.declined(event);
-      if (event.type === "hold.ended" && event.outcome === "expired" && current?.hold === event.hold) current.expired();
+      if (event.type === "hold.ended" && ["expired", "void"].includes(event.outcome) && current?.hold === event.hold)
+        current.gone(event.outcome);
     },
   };
 }
@@ -218,9 +219,9 @@ function openPurchase(context, offer, ended) {
     failed(t("buy.declined_text", { reason }), askPayment);
   };
 
-  purchase.expired = () => {
+  purchase.gone = (outcome) => {
     purchase.hold = null;
-    failed(t("place_outcome.expired"), purchase.chooseQuantity);
+    failed(t(`place_outcome.${outcome}`), purchase.chooseQuantity);
   };
 
   return purchase;

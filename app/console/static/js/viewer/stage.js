@@ -4,6 +4,7 @@ import { byId, el, icon, setText, show } from "../dom.js";
 import { compact, countdownTo } from "../format.js";
 import { t, word } from "../i18n.js";
 import { phaseOf } from "../room-state.js";
+import { toast } from "../sheets.js";
 
 const LIKES_PER_CALL_MAX = 50;
 const HEARTS_MAX = 24;
@@ -23,6 +24,8 @@ export function stagePart(context) {
     },
     event(event) {
       if (event.type === "purchase.announced") bought(event);
+      if (event.type === "sales.frozen") toast(t("viewer.sales_frozen"), "info");
+      if (event.type === "sales.reopened") toast(t("viewer.sales_reopened"), "info");
     },
   };
 }
