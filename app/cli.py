@@ -155,16 +155,19 @@ def report(session: Annotated[str, typer.Argument(help="Id of a session.")], as_
 
 
 @app.command()
-def reconcile(data_dir: DataDir = DATA_DIR) -> None:
-    """Compare both engines, room by room, and say what differs. Exit code 1 when anything does."""
+def reconcile(
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what follows from the rest, and say what was done.")] = False,
+    data_dir: DataDir = DATA_DIR,
+) -> None:
+    """Compare both engines, room by room, and say what differs; what is under way does not. Exit code 1 when anything is left."""
     from app import desk
 
-    differences = desk.reconcile(find_product(_read_settings(data_dir)))
-    for line in differences:
+    lines, agree = desk.reconcile(find_product(_read_settings(data_dir)), mend=repair)
+    for line in lines:
         typer.echo(line)
-    if differences:
+    if not agree:
         raise typer.Exit(1)
-    typer.echo("both engines agree")
+    typer.echo("both engines agree now" if lines else "both engines agree")
 
 
 @app.command()

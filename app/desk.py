@@ -7,9 +7,11 @@ import asyncio
 import json
 import re
 import secrets
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
+import structlog
 import typer
 
 from app.composition import build_registry
@@ -19,9 +21,10 @@ from app.domains.accounts import service as accounts
 from app.domains.analytics import service as analytics
 from app.domains.catalogue.service import OfferDraft
 from app.domains.inventory import renewal
-from app.domains.orders import service as orders
+from app.domains.orders import reconciliation
 from app.domains.rooms import service as rooms
 from app.storage import dead_letters
+from app.storage.intake import list_rooms
 from app.storage.tables import DeadLetter
 from app.storage.work import Engines, Work, is_away
 
@@ -53,9 +56,17 @@ def report(settings: Settings, session_id: str) -> dict[str, Any]:
     return _with_engines(settings, lambda engines: analytics.report(engines, session_id))
 
 
-def reconcile(settings: Settings) -> list[str]:
-    """What differs between the engines, one sentence each."""
-    return _with_engines(settings, orders.reconcile)
+def reconcile(settings: Settings, *, mend: bool) -> tuple[list[str], bool]:
+    """What differs between the engines, one sentence each, and what was done about it; whether they agree now."""
+
+    async def run(engines: Engines) -> tuple[list[str], bool]:
+        if not mend:
+            lines = await reconciliation.reconcile(engines)
+            return lines, not lines
+        lines = [line for room_id in await list_rooms(engines) for line in await reconciliation.repair(engines, room_id)]
+        return lines, not await reconciliation.reconcile(engines)
+
+    return _with_engines(settings, run)
 
 
 def rebuild(settings: Settings, room_id: str | None) -> list[renewal.Renewal]:
@@ -138,6 +149,8 @@ async def _open_room(work: Work, title: str, drafts: Sequence[OfferDraft]) -> di
 
 def _with_engines(settings: Settings, run: Callable[[Engines], Awaitable[Result]]) -> Result:
     settings.check_engines()
+    if not structlog.is_configured():  # a command's stdout is for its result
+        structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
     engines = Engines.connect(settings, Runtime(), build_registry())
 
     async def connected() -> Result:

@@ -30,6 +30,7 @@ from app.domains.lottery.service import close_due_draws
 from app.domains.orders.aftersales import deliver_after_days
 from app.domains.orders.disputes import settle_owed_disputes
 from app.domains.orders.payments import call_providers
+from app.domains.orders.reconciliation import reconcile_next
 from app.domains.orders.returns import run_due_returns
 from app.domains.orders.sandbox import settle_sandbox_payments
 from app.domains.rooms.service import pulse_rooms, take_price_steps
@@ -212,7 +213,11 @@ async def run_loops(engines: Engines, stopping: asyncio.Event, *, owner: str, lo
     async def intake(engines: Engines) -> None:
         await take_in(engines, leases)
 
-    tasks = [asyncio.create_task(_run_loop(engines, loop, stopping), name=loop.name) for loop in (*loops, Loop("intake", intake, 50))]
+    async def reconcile(engines: Engines) -> None:
+        await reconcile_next(engines, sorted(leases.held))
+
+    shared = (Loop("intake", intake, 50), Loop("reconcile", reconcile, 2000))  # of the rooms that are this worker's
+    tasks = [asyncio.create_task(_run_loop(engines, loop, stopping), name=loop.name) for loop in (*loops, *shared)]
     log.info("worker started", loops=[task.get_name() for task in tasks])
     await stopping.wait()
     _, late = await asyncio.wait(tasks, timeout=STOP_S_MAX)

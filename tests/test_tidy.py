@@ -26,7 +26,7 @@ DOMAIN_FILES_OF = {
     "chat": {"bans.py", "mirror.py"},
     "orders": {
         *("payments.py", "providers.py", "sandbox.py", "stripe.py", "disputes.py"),
-        *("aftersales.py", "returns.py", "returns_endpoints.py", "exports.py", "books.py"),
+        *("aftersales.py", "returns.py", "returns_endpoints.py", "exports.py", "books.py", "reconciliation.py"),
     },
     "rooms": {"show.py", "shelf.py", "shelf_endpoints.py", "audience.py"},
 }

@@ -64,6 +64,9 @@ INTAKE_WAITING_ENTRIES = Gauge(
     "Outbox entries of this worker's rooms that were not in SQL at the last look",
     multiprocess_mode="livesum",
 )
+BOOKS_DIFFERENCES = Gauge(
+    "jishi_books_differences", "Differences between the engine of sales and SQL at the last look at each room", multiprocess_mode="livesum"
+)
 DEAD_LETTERS = Counter("jishi_dead_letters_total", "Entries set aside after repeated failure", ["source"])
 LOOP_FAILURES = Counter("jishi_loop_failures_total", "Runs of a worker loop that raised", ["loop"])
 LOOP_RUNS = Counter("jishi_loop_runs_total", "Runs of a worker loop", ["loop"])

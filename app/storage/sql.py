@@ -76,10 +76,11 @@ class Sql:
             yield session
 
     @asynccontextmanager
-    async def read(self) -> AsyncGenerator[AsyncSession]:
-        """A read-only view: PostgreSQL itself refuses a write in it."""
+    async def read(self, *, snapshot: bool = False) -> AsyncGenerator[AsyncSession]:
+        """A read-only view: PostgreSQL itself refuses a write in it. `snapshot`: all its readings are of one moment."""
+        isolation = {"isolation_level": "REPEATABLE READ"} if snapshot else {}
         async with self._sessions() as session, session.begin():
-            await session.connection(execution_options={"postgresql_readonly": True})
+            await session.connection(execution_options={"postgresql_readonly": True, **isolation})
             yield session
 
     async def close(self) -> None:

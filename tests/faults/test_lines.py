@@ -13,7 +13,7 @@ from sqlalchemy import select
 
 from app.domains.catalogue import service as catalogue
 from app.domains.inventory import service as inventory
-from app.domains.orders import aftersales, payments
+from app.domains.orders import aftersales, payments, reconciliation
 from app.domains.orders import service as orders
 from app.domains.orders.tables import Refund
 from app.domains.wallet import service as wallet
@@ -205,7 +205,7 @@ async def test_a_broken_line_and_a_retry_give_one_effect(line: Line, fault: Call
     await announce_room(line.direct, "room1")
     assert await audit_stock(line.direct, ["room1"]) == []
     assert await audit_ledger(line.direct) == []
-    assert await orders.reconcile(line.direct) == []
+    assert await reconciliation.reconcile(line.direct) == []
     async with line.direct.sql.read() as session:
         assert await wallet.balance(session, "room:room1", "CNY") == 3 * PRICE  # three units were paid for: 2 + 1 + 1 - 1
     publications, _ = await line.direct.streams.history("user:lin")

@@ -5,7 +5,7 @@ from itertools import permutations
 
 import pytest
 
-from app.domains.orders import payments, sandbox
+from app.domains.orders import payments, reconciliation, sandbox
 from app.domains.orders import service as orders
 from app.domains.orders.tables import Payment, SandboxCharge
 from app.domains.wallet import service as wallet
@@ -40,7 +40,7 @@ async def check_books(shelf: Shelf, *, paid: int) -> None:
     await shelf.intake()
     assert await audit_stock(engines, ["room1"]) == []
     assert await audit_ledger(engines) == []
-    assert await orders.reconcile(engines) == []
+    assert await reconciliation.reconcile(engines) == []
     async with engines.sql.read() as session:
         assert await wallet.balance(session, "room:room1", "CNY") == paid * PRICE
 

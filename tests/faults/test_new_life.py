@@ -21,7 +21,7 @@ from app.domains.inventory import renewal, store
 from app.domains.inventory import service as inventory
 from app.domains.lottery import service as lottery
 from app.domains.lottery.rules import Condition, DrawDraft, PrizeDraft, PrizeKind
-from app.domains.orders import payments, sandbox
+from app.domains.orders import payments, reconciliation, sandbox
 from app.domains.orders import service as orders
 from app.domains.orders.tables import SandboxCharge
 from app.protocol.channels import room_channel, user_channel
@@ -107,7 +107,7 @@ class Show:
         return [event for row in rows if (event := json.loads(row.data))["type"] in types]
 
     async def audit(self) -> list[str]:
-        return await audit_stock(self.engines, [self.room.room_id]) + await orders.reconcile(self.engines)
+        return await audit_stock(self.engines, [self.room.room_id]) + await reconciliation.reconcile(self.engines)
 
 
 async def raises(command: Callable[[], Awaitable[object]]) -> str:

@@ -15,8 +15,7 @@ from sqlalchemy import func, select
 
 from app.core.settings import Settings
 from app.domains.inventory import service as inventory
-from app.domains.orders import payments, sandbox
-from app.domains.orders import service as orders
+from app.domains.orders import payments, reconciliation, sandbox
 from app.domains.orders.tables import SandboxCharge
 from app.protocol.order_commands import OrderPay
 from app.storage.announcements import announce_room
@@ -63,7 +62,7 @@ async def test_a_process_killed_at_any_boundary_leaves_each_order_once(engines: 
     await announce_room(engines, "room1")
     assert await audit_stock(engines, ["room1"]) == []
     assert await audit_ledger(engines) == []
-    assert await orders.reconcile(engines) == []
+    assert await reconciliation.reconcile(engines) == []
     publications, _ = await engines.streams.history("user:lin")
     for kind in ("order.placed", "order.paid"):
         told = [order for row in publications for order in paid if f'"{kind}"'.encode() in row.data and order.encode() in row.data]

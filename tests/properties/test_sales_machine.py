@@ -18,7 +18,7 @@ from app.core.errors import AppError
 from app.core.settings import Settings
 from app.domains.inventory import service as inventory
 from app.domains.inventory.rules import hold_id
-from app.domains.orders import aftersales, payments, sandbox
+from app.domains.orders import aftersales, payments, reconciliation, sandbox
 from app.domains.orders import service as orders
 from app.domains.orders.tables import SandboxCharge
 from app.domains.wallet import service as wallet
@@ -84,7 +84,7 @@ class SalesMachine(SalesModel, RuleBasedStateMachine):
     async def _close(self) -> None:
         await self.shelf.intake()
         assert await audit_stock(self.engines, ["room1"]) == []
-        assert await orders.reconcile(self.engines) == []
+        assert await reconciliation.reconcile(self.engines) == []
         async with self.engines.sql.read() as session:
             assert await wallet.balance(session, "room:room1", "CNY") == self.money
         for name, hold in self.holds.items():

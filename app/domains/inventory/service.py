@@ -4,6 +4,7 @@ Other domains move holds only by these functions. Sales go on while a session is
 `closed`, while running holds may still be ordered until their deadline and orders paid until theirs.
 """
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -27,7 +28,6 @@ from app.domains.inventory.rules import (
     RoomBooks,
     SessionState,
     Stock,
-    find_faults,
     hold_id,
     stock_levels,
     wait_id,
@@ -205,14 +205,28 @@ async def freeze_sales(engines: Engines, room_id: str, *, frozen: bool) -> None:
         await renewal.sync(work, room_id, [{"act": "frozen", "on": frozen}])
 
 
-async def find_room_faults(engines: Engines, room_id: str) -> list[str]:
-    """Whether the engine's books of a room add up; empty when they do."""
-    return find_faults(room_id, await store.read_books(engines, room_id))
+async def read_books_and_outbox(engines: Engines, room_id: str) -> tuple[RoomBooks, list[dict[str, Any]]]:
+    """All that the engine knows of a room's sales, and what SQL has not heard of yet, in one step; for reconciliation."""
+    return await store.read_books_and_outbox(engines, room_id)
 
 
-async def read_books(engines: Engines, room_id: str) -> RoomBooks:
-    """All that the engine knows of a room's sales, in one step; for reconciliation."""
-    return await store.read_books(engines, room_id)
+async def read_holds(engines: Engines, hold_ids: Sequence[str]) -> dict[str, Hold]:
+    """Those of the holds, all of one room, that the engine has."""
+    return await store.fetch_holds(engines, room_of(hold_ids[0]), hold_ids) if hold_ids else {}
+
+
+async def count_holds(engines: Engines, room_id: str) -> int:
+    return await store.count_holds(engines, room_id)
+
+
+async def rebuild_room(engines: Engines, room_id: str) -> None:
+    """Works the engine's records of a room out again, from its holds and from what SQL knows. Its sales are frozen meanwhile."""
+    await renewal.rebuild_room(engines, room_id)
+
+
+async def is_open(engines: Engines, room_id: str) -> bool:
+    """Whether the room's records were compared in this life of the engine."""
+    return (await store.look(engines, room_id)).is_open
 
 
 async def outbox_length(engines: Engines, room_id: str) -> int:

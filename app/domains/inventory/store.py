@@ -203,22 +203,33 @@ async def list_stock(engines: Engines, room_id: str) -> tuple[dict[str, Stock], 
     return {offer_id.decode(): _stock.decode(raw) for offer_id, raw in offers.items()}, sessions
 
 
-async def read_books(engines: Engines, room_id: str) -> RoomBooks:
-    """Everything, in one step: for checks, not for the hot path."""
-    offers_key, holds_key, counts_key, deadlines_key, *_, line_key = sales_keys(room_id)
+async def read_books_and_outbox(engines: Engines, room_id: str) -> tuple[RoomBooks, list[dict[str, Any]]]:
+    """All records of a room and what its outbox has still to tell, of one moment."""
+    offers_key, holds_key, counts_key, deadlines_key, outbox, *_, line_key = sales_keys(room_id)
     async with engines.sales.pipeline(transaction=True) as pipeline:
         for key in (offers_key, holds_key, counts_key):
             pipeline.hgetall(key)
         pipeline.zrange(deadlines_key, 0, -1, withscores=True)
         pipeline.zrange(line_key, 0, -1)
-        offers, holds, counts, deadlines, line = await pipeline.execute()
-    return RoomBooks(
+        pipeline.xrange(outbox)
+        offers, holds, counts, deadlines, line, entries = await pipeline.execute()
+    books = RoomBooks(
         offers={name.decode(): _stock.decode(raw) for name, raw in offers.items()},
         holds={name.decode(): _hold.decode(raw) for name, raw in holds.items()},
         counts={name.decode(): int(raw) for name, raw in counts.items()},
         deadlines={name.decode(): int(score) for name, score in deadlines},
         line=[name.decode() for name in line],
     )
+    return books, [msgspec.json.decode(fields[b"d"]) for _, fields in entries]
+
+
+async def fetch_holds(engines: Engines, room_id: str, hold_ids: Sequence[str]) -> dict[str, Hold]:
+    found = cast("list[bytes | None]", await engines.sales.hmget(sales_keys(room_id)[1], list(hold_ids))) if hold_ids else []
+    return {hold_id: _hold.decode(raw) for hold_id, raw in zip(hold_ids, found, strict=True) if raw}
+
+
+async def count_holds(engines: Engines, room_id: str) -> int:
+    return int(await engines.sales.hlen(sales_keys(room_id)[1]))
 
 
 async def outbox_length(engines: Engines, room_id: str) -> int:

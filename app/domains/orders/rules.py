@@ -8,14 +8,14 @@ The engine decides the steps up to `paid`, SQL those after it. A prize is an ord
 
 import hashlib
 import hmac
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from enum import StrEnum
 from typing import assert_never
 
 from msgspec import Struct
 
 from app.core.ids import derived_tail, room_of, scoped_id
-from app.domains.inventory.rules import HoldState, RoomBooks
+from app.domains.inventory.rules import Hold, HoldState, RoomBooks
 from app.protocol.order_commands import PayOutcome, SetAddressOutcome
 from app.protocol.return_commands import ReturnOutcome
 
@@ -328,7 +328,7 @@ def signature_fits(secret: bytes, header: str, body: bytes, *, now_s: int, toler
     return hmac.compare_digest(sign(secret, at_s, body).encode(), header.encode()) and abs(now_s - at_s) <= tolerance_s
 
 
-HOLD_OF_ORDER = {
+HOLD_OF_ORDER: dict[OrderState, HoldState] = {
     OrderState.PLACED: HoldState.ORDERED,
     OrderState.PAID: HoldState.SOLD,
     OrderState.SHIPPED: HoldState.SOLD,
@@ -339,25 +339,75 @@ HOLD_OF_ORDER = {
 }
 
 
-def find_order_faults(
-    room_id: str, orders: Mapping[str, tuple[str, OrderState, int, int]], sold: Mapping[str, int], books: RoomBooks
-) -> list[str]:
-    """Orders in SQL (id -> offer, state, quantity, returned) against the engine's holds, one to one, and SQL's own `sold`."""
-    faults: list[str] = []
+SOLD_STATES = tuple(state for state, hold_state in HOLD_OF_ORDER.items() if hold_state is HoldState.SOLD)
+
+
+class Remedy(StrEnum):
+    """Who is right, and so what mends it."""
+
+    REBUILD = "rebuild"  # the engine's records are worked out again from its holds and SQL's orders
+    WRITE = "write"  # SQL is written from the engine's hold
+    COUNT = "count"  # SQL counts its own orders again
+    NONE = "none"
+
+
+class Difference(Struct, frozen=True, kw_only=True):
+    room: str
+    subject: str  # the hold, order, offer or room that it is about
+    text: str
+    remedy: Remedy
+
+
+class OrderFacts(Struct, frozen=True, kw_only=True):
+    """An order as far as stock is concerned."""
+
+    offer: str
+    state: OrderState
+    quantity: int
+    returned: int  # units that a refund gives back
+    restocked: int  # of these, those that the engine has
+
+
+_FURTHER = {HoldState.ORDERED: 1, HoldState.CANCELLED: 2, HoldState.LAPSED: 2, HoldState.SOLD: 3}
+
+
+def find_order_differences(
+    room_id: str, orders: Mapping[str, OrderFacts], sold: Mapping[str, int], books: RoomBooks, under_way: Collection[str]
+) -> list[Difference]:
+    """Orders in SQL against the engine's holds, one to one, and SQL's own `sold`. `under_way`: what the outbox has yet to tell of."""
+
+    def difference(subject: str, text: str, remedy: Remedy) -> Difference:
+        return Difference(room=room_id, subject=subject, text=f"{room_id}: {text}", remedy=remedy)
+
+    found: list[Difference] = []
     units = dict.fromkeys(sold, 0)
-    for order_id, (offer_id, state, quantity, returned) in orders.items():
-        hold = books.holds.get(order_id)
-        if hold is None and offer_id in books.offers and HOLD_OF_ORDER[state] is HoldState.SOLD:
-            faults.append(f"order {order_id}: the engine has no hold of it")
-        if hold is not None and (hold.state, hold.quantity, hold.returned) != (HOLD_OF_ORDER[state], quantity, returned):
-            engine = f"{hold.state} of {hold.quantity} less {hold.returned}"
-            faults.append(f"order {order_id}: {state} of {quantity} less {returned} in SQL, {engine} in the engine")
-        if offer_id in units and HOLD_OF_ORDER[state] is HoldState.SOLD:
-            units[offer_id] += quantity - returned
+    for order_id, order in orders.items():
+        if order.offer in units and HOLD_OF_ORDER[order.state] is HoldState.SOLD:
+            units[order.offer] += order.quantity - order.returned
+        problem = None if order_id in under_way else _compare(order, books.holds.get(order_id))
+        if problem:
+            found.append(difference(order_id, f"order {order_id}: {problem[0]}", problem[1]))
     for hold_id, hold in books.holds.items():
-        if hold.state in {HoldState.ORDERED, HoldState.SOLD} and hold_id not in orders:
-            faults.append(f"hold {hold_id}: {hold.state}, but there is no order in SQL")
+        if hold.state in {HoldState.ORDERED, HoldState.SOLD} and hold.offer in books.offers and hold_id not in orders.keys() | under_way:
+            found.append(difference(hold_id, f"hold {hold_id}: {hold.state}, but there is no order in SQL", Remedy.WRITE))
     for offer_id, count in units.items():
         if count != sold[offer_id]:
-            faults.append(f"offer {offer_id}: sold {sold[offer_id]} in SQL, its orders say {count}")
-    return [f"{room_id}: {fault}" for fault in faults]
+            found.append(difference(offer_id, f"offer {offer_id}: sold {sold[offer_id]} in SQL, its orders say {count}", Remedy.COUNT))
+    return found
+
+
+def _compare(order: OrderFacts, hold: Hold | None) -> tuple[str, Remedy] | None:
+    expected = HOLD_OF_ORDER[order.state]
+    if hold is None:
+        stands = expected in {HoldState.ORDERED, HoldState.SOLD}  # one that ended is forgotten in time
+        return (f"{order.state} in SQL, the engine has no hold of it", Remedy.REBUILD) if stands else None
+    if hold.quantity != order.quantity:
+        return f"{order.quantity} units in SQL, {hold.quantity} in the engine", Remedy.NONE
+    if hold.state is not expected:
+        remedy = Remedy.WRITE if _FURTHER.get(hold.state, 0) > _FURTHER[expected] else Remedy.REBUILD
+        return f"{order.state} in SQL, {hold.state} in the engine", remedy
+    if hold.returned < order.restocked:
+        return f"{order.restocked} units went back on the shelf, {hold.returned} in the engine", Remedy.REBUILD
+    if hold.returned > order.returned:
+        return f"{order.returned} units were to go back on the shelf, {hold.returned} did in the engine", Remedy.NONE
+    return None

@@ -19,7 +19,7 @@ from app.domains.catalogue import service as catalogue
 from app.domains.inventory import service as inventory
 from app.domains.inventory.rules import PLACE_WORDS, Hold
 from app.domains.orders import store
-from app.domains.orders.rules import OrderState, find_order_faults, newest_state, short_name, state_of_hold
+from app.domains.orders.rules import OrderState, newest_state, short_name, state_of_hold
 from app.domains.orders.tables import Order
 from app.domains.wallet import service as wallet
 from app.domains.wallet.rules import Movement
@@ -28,7 +28,7 @@ from app.protocol.codes import CONFLICT, KEY_REUSED, NOT_FOUND
 from app.protocol.events import AlertRaised, OrderChanged, OrderPaid, OrderPlacedEvent, PurchaseAnnounced
 from app.protocol.order_commands import OrderCancelled, OrderPage, OrderPlace, OrderPlaced, OrderView, PlaceOutcome
 from app.rest.pages import decode_moment_cursor, encode_moment_cursor
-from app.storage.intake import OutboxEntry, list_rooms
+from app.storage.intake import OutboxEntry
 from app.storage.redis import engine_now_ms
 from app.storage.work import Engines, Work
 
@@ -332,28 +332,3 @@ def emit_changed(work: Work, order: Order, *, reason: str = "") -> None:
         refunded_minor=order.refunded_minor,
     )
     work.emit(order.room_id, [user_channel(order.viewer_id), staff_channel(order.room_id)], event)
-
-
-# --- reconciliation ------------------------------------------------------------------------------------------------------------------
-
-
-async def reconcile(engines: Engines, room_ids: Sequence[str] | None = None) -> list[str]:
-    """What does not add up, one sentence each, in the engine and between it and SQL; empty when all is well.
-
-    The comparison with SQL waits for intake: a room whose outbox is not empty is named as such and compared in the engine only.
-    """
-    faults: list[str] = []
-    for room_id in room_ids if room_ids is not None else await list_rooms(engines):
-        faults += await inventory.find_room_faults(engines, room_id)
-        waiting = await inventory.outbox_length(engines, room_id)
-        faults += [f"{room_id}: {waiting} outbox entries are not in SQL yet"] if waiting else await _sql_faults(engines, room_id)
-    return faults
-
-
-async def _sql_faults(engines: Engines, room_id: str) -> list[str]:
-    books = await inventory.read_books(engines, room_id)
-    async with engines.sql.read() as session:
-        orders = {order.id: order for order in await store.list_all_orders(session, room_id)}
-        offers = {offer_id: offer for offer_id in books.offers if (offer := await catalogue.fetch_offer(session, offer_id))}
-    known = {order.id: (order.offer_id, OrderState(order.state), order.quantity, order.returned) for order in orders.values()}
-    return find_order_faults(room_id, known, {offer_id: offer.sold for offer_id, offer in offers.items()}, books)

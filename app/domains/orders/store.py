@@ -8,7 +8,7 @@ from sqlalchemy import ARRAY, DateTime, Select, Text, cast, column, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.domains.orders.rules import PAYABLE_STATES, OrderState
+from app.domains.orders.rules import PAYABLE_STATES, SOLD_STATES, OrderFacts, OrderState
 from app.domains.orders.tables import Dispute, Order, Payment, PaymentEvent, ProviderCall, Refund, ReturnRequest, SandboxCharge
 from app.storage.bulk import BulkInsert
 from app.storage.tables import IdempotencyRecord
@@ -326,6 +326,17 @@ async def list_refunds_of(session: AsyncSession, offer_ids: Collection[str]) -> 
     return (await session.scalars(query.execution_options(populate_existing=True))).all()
 
 
-async def list_all_orders(session: AsyncSession, room_id: str) -> list[Order]:
-    """All orders of a room: for reconciliation."""
-    return list((await session.scalars(select(Order).where(Order.room_id == room_id))).all())
+async def list_facts(session: AsyncSession, offer_ids: Collection[str]) -> dict[str, OrderFacts]:
+    """All orders of these offers, as reconciliation compares them."""
+    restocked = select(func.sum(Refund.restock)).where(Refund.order_id == Order.id, Refund.restocked).scalar_subquery()
+    query = select(Order.id, Order.offer_id, Order.state, Order.quantity, Order.returned, restocked).where(Order.offer_id.in_(offer_ids))
+    return {
+        row[0]: OrderFacts(offer=row[1], state=OrderState(row[2]), quantity=row[3], returned=row[4], restocked=int(row[5] or 0))
+        for row in await session.execute(query)
+    }
+
+
+async def count_units(session: AsyncSession, offer_id: str) -> int:
+    """Units of paid orders, less what was given back."""
+    query = select(func.sum(Order.quantity - Order.returned)).where(Order.offer_id == offer_id, Order.state.in_(SOLD_STATES))
+    return int(await session.scalar(query) or 0)

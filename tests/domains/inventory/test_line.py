@@ -8,6 +8,7 @@ import pytest
 
 from app.core.errors import AppError
 from app.domains.inventory import service as inventory
+from app.domains.orders import reconciliation
 from app.domains.orders import service as orders
 from app.protocol.channels import user_channel
 from app.protocol.commands import Waiting
@@ -91,7 +92,7 @@ async def test_what_comes_back_goes_to_the_first_in_line(shelf: Shelf, engines: 
     assert placed == expected
     assert [(event.wait, event.outcome) for event in await told(shelf, "hua")] == [(hua.wait, "left")]
     assert await audit_stock(engines, ["room1"]) == []
-    assert await orders.reconcile(engines) == []
+    assert await reconciliation.reconcile(engines) == []
 
 
 async def test_a_deadline_serves_the_line_before_a_newcomer_of_the_same_batch(shelf: Shelf, runtime: TestRuntime) -> None:

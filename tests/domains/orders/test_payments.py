@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import select
 
 from app.core.errors import AppError
-from app.domains.orders import aftersales, disputes, payments, sandbox
+from app.domains.orders import aftersales, disputes, payments, reconciliation, sandbox
 from app.domains.orders import service as orders
 from app.domains.orders.providers import ProviderAway, ProviderRefused, Taken
 from app.domains.orders.tables import Dispute, Payment, PaymentEvent, ProviderCall, Refund, SandboxCharge
@@ -85,7 +85,7 @@ async def heard(engines: Engines, channel: str) -> list[str]:
 async def check_books(engines: Engines) -> None:
     assert await audit_ledger(engines) == []
     assert await audit_stock(engines, ["room1"]) == []
-    assert await orders.reconcile(engines) == []
+    assert await reconciliation.reconcile(engines) == []
 
 
 async def test_the_sandbox_knows_its_methods_alone(shelf: Shelf, engines: Engines) -> None:

@@ -8,7 +8,7 @@ from app.core.errors import AppError
 from app.core.ids import scoped_id
 from app.domains.catalogue import service as catalogue
 from app.domains.inventory import service as inventory
-from app.domains.orders import aftersales, payments, sandbox
+from app.domains.orders import aftersales, payments, reconciliation, sandbox
 from app.domains.orders import service as orders
 from app.domains.orders.rules import sign
 from app.domains.orders.tables import SandboxCharge
@@ -86,7 +86,7 @@ async def test_from_hold_to_paid(shelf: Shelf, engines: Engines, runtime: TestRu
     stock = (await inventory.read_stock(engines, "room1"))[offer]
     assert (stock.available, stock.held, stock.ordered, stock.sold) == (3, 0, 0, 2)
     assert await audit_stock(engines, ["room1"]) == []
-    assert await orders.reconcile(engines) == []
+    assert await reconciliation.reconcile(engines) == []
 
 
 async def test_place_again_gives_the_same_answer(shelf: Shelf) -> None:
@@ -189,7 +189,7 @@ async def test_of_a_first_paid_offer_who_pays_first_gets_it(shelf: Shelf, engine
     assert await audit_stock(engines, ["room1"], after_intake=False) == []
     await shelf.intake()
     assert await audit_stock(engines, ["room1"]) == []
-    assert await orders.reconcile(engines) == []
+    assert await reconciliation.reconcile(engines) == []
 
 
 async def test_money_for_a_cancelled_order_and_a_second_payment_go_back(shelf: Shelf, engines: Engines, runtime: TestRuntime) -> None:
@@ -371,7 +371,7 @@ async def test_many_orders_in_one_batch_come_out_as_one_by_one(shelf: Shelf, eng
     await shelf.intake()  # placed, paid and cancelled in one transaction
     states = [(await orders.fetch_order(engines, order)).state for order in made]
     assert states == ["paid"] * 20 + ["cancelled"] * 10
-    assert await orders.reconcile(engines) == []
+    assert await reconciliation.reconcile(engines) == []
     async with engines.sql.read() as session:
         assert await wallet.balance(session, "room:room1", "CNY") == 20 * 1990
     assert await heard(engines, user_channel("v3")) == ["hold.placed", "order.placed", "order.paid"]
