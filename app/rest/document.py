@@ -134,7 +134,8 @@ _IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
     "in": "header",
     "required": False,
-    "description": "any string of your choice: the same key and content give the same answer with no second effect",
+    "description": "any string of your choice: the same key and content give the same answer with no second effect. `already_done`: the "
+    "answer was lost with the process that gave it; look at what the call changed",
     "schema": {"type": "string", "minLength": 1, "maxLength": 128},
 }
 

@@ -6,8 +6,9 @@ import random
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import httpx2
@@ -48,6 +49,7 @@ class Plan:
     data_dir: Path | None = None
     progress_every_s: float = 5.0
     say: Callable[[str], None] = print
+    enough: Event = field(default_factory=Event)  # set it, and what was done until then is judged
 
 
 def run(plan: Plan) -> Verdict:
@@ -155,8 +157,8 @@ async def _watch(plan: Plan, product: Tortured, stage: Stage, began: float) -> N
         if len(found) > broken and broken < BROKEN_SHOWN_MAX:
             broken = len(found)
             plan.say(f"{now - began:6.0f} s  BROKEN: {'; '.join(found[-3:])}")
-        if now - began > plan.seconds_max:
-            stage.operations = 0  # enough: everybody finishes what is under way
+        if now - began > plan.seconds_max or plan.enough.is_set():
+            stage.operations = 0  # everybody finishes what is under way
         if now - said >= plan.progress_every_s:
             said = now
             plan.say(progress(now - began, stage.tally, stage.book, product.kills))
