@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import DESKTOP, OpenPage, assert_fits, wait_joined
 
@@ -150,6 +150,7 @@ def test_a_show_from_checklist_to_report_on_a_phone(open_page: OpenPage, product
     host.get_by_label("Tracking number").fill("SF123")
     host.get_by_role("button", name="Ship").last.click()
     expect(host.locator("#panel-orders article")).to_have_attribute("data-state", "shipped")
+    after_sale(host, viewer, room)
     host.get_by_role("tab", name="Show").click()
     host.get_by_role("button", name="End the show").click()
     host.get_by_role("button", name="End the show").last.click()
@@ -158,3 +159,30 @@ def test_a_show_from_checklist_to_report_on_a_phone(open_page: OpenPage, product
     expect(host.get_by_role("heading", name="Spring, day 1")).to_be_visible()
     expect(host.locator(".headline")).to_contain_text("¥49.90")
     assert_fits(host)
+
+
+def after_sale(host: Page, viewer: Page, room: str) -> None:
+    """The orders as a file; the parcel arrived, something is wrong with it, and the money goes back."""
+    with host.expect_download() as download:
+        host.get_by_role("button", name="CSV file").click()
+    assert download.value.suggested_filename == f"orders-{room}.csv"
+    assert "SF123" in download.value.path().read_text("utf-8-sig")
+    viewer.get_by_role("button", name="Back to the show").click()
+    viewer.locator("#open-orders").click()
+    viewer.get_by_role("button", name="It has arrived").click()
+    expect(viewer.locator("dialog article")).to_have_attribute("data-state", "delivered")
+    viewer.get_by_role("button", name="Return or refund").click()
+    viewer.get_by_label("Reason").select_option(label="Damaged")
+    viewer.get_by_label("What you would like").select_option(label="Refund only")
+    viewer.get_by_label("What happened").fill("The bag was torn")
+    viewer.get_by_role("button", name="Send the request").click()
+    expect(viewer.locator("dialog [data-request]")).to_have_attribute("data-state", "requested")
+    assert_fits(viewer)
+    request = host.locator("#panel-orders article[data-request]")
+    expect(request).to_contain_text("The bag was torn")
+    assert_fits(host)
+    request.get_by_role("button", name="Approve").click()
+    host.locator("dialog").get_by_role("button", name="Approve").click()
+    expect(host.locator("#panel-orders article[data-order]")).to_have_attribute("data-state", "refunded")
+    expect(viewer.locator("dialog article")).to_have_attribute("data-state", "refunded")
+    viewer.keyboard.press("Escape")

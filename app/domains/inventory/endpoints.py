@@ -38,7 +38,8 @@ async def leave(engines: Engines, caller: Caller, request: Leave) -> Left:
 
 
 class StockOut(BaseModel):
-    """Units of an offer: total + short = available + held + ordered + sold. `waiting`: how many viewers stand in its line."""
+    """Units of an offer: total + short = available + held + ordered + sold. `expired`: of holds and orders whose time ran out, so far.
+    `waiting`: how many viewers stand in its line."""
 
     offer: str
     total: int
@@ -47,6 +48,7 @@ class StockOut(BaseModel):
     ordered: int
     sold: int
     short: int
+    expired: int
     waiting: int
 
 
@@ -64,6 +66,7 @@ async def read_session_stock(session_id: str, engines: EnginesDep, caller: Annot
             ordered=stock.ordered,
             sold=stock.sold,
             short=stock.short,
+            expired=stock.expired,
             waiting=stock.waiting,
         )
         for offer_id, stock in sorted((await service.read_stock(engines, room_id)).items())

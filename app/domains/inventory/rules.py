@@ -55,6 +55,7 @@ class Stock(Struct, frozen=True, kw_only=True):
     ordered: int
     sold: int
     short: int = 0
+    expired: int = 0  # units of holds and orders whose time ran out, so far
     holds: int = 0
     waiting: int = 0  # who stands in its line
     session: str = ""

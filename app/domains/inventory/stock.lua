@@ -31,6 +31,10 @@ local function move(id, hold, to, deadline, reason)
     if into then offer[into] = offer[into] + hold.quantity else give(offer, hold.quantity) end
     keep(OFFERS, hold.offer, offer)
   end
+  if offer and (to == 'expired' or to == 'lapsed') then  -- so far, for the team: no part of the sum
+    offer.expired = (offer.expired or 0) + hold.quantity
+    keep(OFFERS, hold.offer, offer)
+  end
   if COUNTED[hold.state] and not COUNTED[to] then add_count(hold, -hold.quantity)
   elseif COUNTED[to] and not COUNTED[hold.state] then add_count(hold, hold.quantity) end
   if to == 'released' or to == 'expired' then

@@ -5,7 +5,17 @@ import base64
 import pytest
 
 from app.domains.integrations import rules
-from app.protocol.events import Event, OfferPinned, OrderChanged, OrderPaid, SessionEnded
+from app.protocol.events import (
+    DisputeClosed,
+    DisputeOpened,
+    Event,
+    OfferPinned,
+    OrderChanged,
+    OrderPaid,
+    RefundSettled,
+    ReturnChanged,
+    SessionEnded,
+)
 
 AT = "2026-05-01T12:00:00.000Z"
 
@@ -108,7 +118,18 @@ PAID = OrderPaid(at=AT, order="o", session="s", offer="f", viewer="v", quantity=
             OrderChanged(at=AT, order="o", session="s", offer="f", state="paid", refunded_minor=3),
             ("order.refunded", "order.refunded:o:3"),
         ),
+        (OrderChanged(at=AT, order="o", session="s", offer="f", state="delivered"), ("order.delivered", "order.delivered:o")),
         (OrderChanged(at=AT, order="o", session="s", offer="f", state="cancelled"), None),
+        (
+            RefundSettled(at=AT, refund="r", order="o", state="failed", amount_minor=5, currency="CNY"),
+            ("refund.settled", "refund.settled:r"),
+        ),
+        (ReturnChanged(at=AT, request="q", order="o", state="approved"), ("return.changed", "return.changed:q:approved")),
+        (
+            DisputeOpened(at=AT, dispute="d", order="o", amount_minor=5, currency="CNY", reason=""),
+            ("dispute.opened", "dispute.opened:d"),
+        ),
+        (DisputeClosed(at=AT, dispute="d", order="o", outcome="won", amount_minor=5), ("dispute.closed", "dispute.closed:d")),
         (OfferPinned(at=AT, offer=None), None),
     ],
 )

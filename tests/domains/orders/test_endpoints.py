@@ -123,7 +123,9 @@ async def test_the_team_lists_ships_and_refunds(
     assert (refunded.status_code, refunded.json()["state"], refunded.json()["refunded_minor"]) == (200, "refunded", 1990)
     assert (await client.post(f"/api/v1/orders/{order}/refund", json=whole, headers=host)).status_code == 409
     stock = (await client.get(f"/api/v1/sessions/{shelf.session_id}/stock", headers=host)).json()
-    assert stock == [{"offer": offer, "total": 5, "available": 5, "held": 0, "ordered": 0, "sold": 0, "short": 0, "waiting": 0}]
+    assert stock == [
+        {"offer": offer, "total": 5, "available": 5, "held": 0, "ordered": 0, "sold": 0, "short": 0, "expired": 0, "waiting": 0}
+    ]
     assert await audit_stock(engines, ["room1"]) == []
 
 

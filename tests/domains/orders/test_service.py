@@ -132,6 +132,7 @@ async def test_cancelled_and_unpaid_orders_give_their_stock_back(shelf: Shelf, e
     page = await orders.list_orders(engines, viewer_id="lin", room_id=None, cursor="", limit=10)
     assert {order.id: order.state for order in page.orders} == {first: "cancelled", second: "expired"}
     assert (await inventory.stock_reading(engines, "room1"))[offer] == 2
+    assert (await inventory.read_stock(engines, "room1"))[offer].expired == 1  # the second; the first was cancelled
     assert (await heard(engines, user_channel("lin")))[-2:] == ["order.changed", "order.changed"]
     assert await audit_stock(engines, ["room1"]) == []
 

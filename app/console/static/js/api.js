@@ -7,6 +7,7 @@ import { t } from "./i18n.js";
 import { newKey } from "./live-client.js";
 
 const TIMEOUT_MS = 15000;
+const DOWNLOAD_MS = 120000; // a file may be long
 const TRIES_MAX = 3;
 
 export class ApiError extends Error {
@@ -27,10 +28,14 @@ export class Api {
   }
 
   get(path, query = {}) {
-    const search = new URLSearchParams(
-      Object.entries(query).filter(([, value]) => value !== "" && value !== null && value !== undefined),
-    );
-    return this.#request("GET", search.size > 0 ? `${path}?${search}` : path);
+    return this.#request("GET", withQuery(path, query));
+  }
+
+  /** A file, as a Blob. */
+  async download(path, query = {}) {
+    const answer = await this.#once("GET", withQuery(path, query), undefined, undefined, DOWNLOAD_MS);
+    if (!answer.ok) throw new ApiError(answer.status, await readProblem(answer));
+    return answer.blob();
   }
 
   post(path, body = {}, key = newKey()) {
@@ -71,7 +76,7 @@ export class Api {
     }
   }
 
-  async #once(method, path, body, key) {
+  async #once(method, path, body, key, timeoutMs = TIMEOUT_MS) {
     const headers = { Accept: "application/json" };
     if (this.#token) headers.Authorization = `Bearer ${this.#token}`;
     if (key) headers["Idempotency-Key"] = key;
@@ -81,12 +86,17 @@ export class Api {
         method,
         headers,
         body: JSON.stringify(body),
-        signal: AbortSignal.timeout(TIMEOUT_MS),
+        signal: AbortSignal.timeout(timeoutMs),
       });
     } catch {
       throw new ApiError(0, { detail: t("error.unreachable") });
     }
   }
+}
+
+function withQuery(path, query) {
+  const given = Object.entries(query).filter(([, value]) => value !== "" && value !== null && value !== undefined);
+  return given.length > 0 ? `${path}?${new URLSearchParams(given)}` : path;
 }
 
 async function readProblem(answer) {

@@ -1,4 +1,4 @@
-/** The room's orders: filter, look at the address, ship, refund. */
+/** The room's orders: filter, look at the address, ship, refund, take as a file; and its return requests. */
 
 import { explain } from "../api.js";
 import { byId, el } from "../dom.js";
@@ -6,10 +6,12 @@ import { dateTime, major, money } from "../format.js";
 import { formSheet } from "../forms.js";
 import { t, word } from "../i18n.js";
 import { busy, toast } from "../sheets.js";
+import { returnsPart } from "./returns.js";
 
-const STATES = ["placed", "paid", "shipped", "cancelled", "expired", "refunded"];
-const BADGE = { paid: "good", shipped: "good", placed: "warn", refunded: "bad" };
+const STATES = ["placed", "paid", "shipped", "delivered", "cancelled", "expired", "refunded"];
+const BADGE = { paid: "good", shipped: "good", delivered: "good", placed: "warn", refunded: "bad" };
 const RELOAD_MS = 4000;
+const FILES = ["csv", "xlsx"];
 
 export function ordersPanel(context) {
   const panel = byId("panel-orders");
@@ -21,6 +23,7 @@ export function ordersPanel(context) {
     STATES.map((state) => el("option", { value: state }, word("order_state", state))),
   );
   const more = el("button", { type: "button", class: "button quiet wide", hidden: true }, t("common.more"));
+  const returns = returnsPart(context);
   let cursor = "";
 
   const read = async (fresh) => {
@@ -38,7 +41,7 @@ export function ordersPanel(context) {
     more.hidden = !cursor;
   };
   const load = async () => {
-    if (context.may("order.view")) await read(true);
+    if (context.may("order.view")) await Promise.all([read(true), returns.load()]);
   };
   filter.addEventListener("change", () => busy(filter, load, explain));
   more.addEventListener("click", () => busy(more, () => read(false), explain));
@@ -57,21 +60,42 @@ export function ordersPanel(context) {
           { type: "button", class: "button quiet small", onclick: (event) => busy(event.currentTarget, load, explain) },
           t("orders_host.reload"),
         ),
+        ...FILES.map((type) =>
+          el(
+            "button",
+            {
+              type: "button",
+              class: "button quiet small",
+              dataset: { file: type },
+              onclick: (event) => busy(event.currentTarget, () => takeFile(context, type, filter.value), explain),
+            },
+            t("orders_host.file", { type: type.toUpperCase() }),
+          ),
+        ),
       ),
     ),
+    returns.box,
     list,
     more,
   );
   context.reloadOrders = load;
-  // The room is told that somebody bought; the panel looks again, at a pace that a rush cannot drive.
+  // The room is told that somebody bought, the team of returns; the panel looks again, at a pace that a rush cannot drive.
   let pending = 0;
   return {
     load,
     event: (event) =>
-      event.type === "purchase.announced" &&
+      (event.type === "purchase.announced" || event.type.startsWith("return.")) &&
       !panel.hidden &&
       (pending ||= setTimeout(() => ((pending = 0), load().catch(() => {})), RELOAD_MS)),
   };
+}
+
+async function takeFile(context, type, state) {
+  const query = { format: type, state, session: context.session?.id ?? "" };
+  const file = await context.api.download(`/rooms/${context.roomId}/orders/export`, query);
+  const link = el("a", { href: URL.createObjectURL(file), download: `orders-${context.roomId}.${type}` });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), RELOAD_MS);
 }
 
 function orderCard(context, order) {
@@ -117,7 +141,18 @@ function orderCard(context, order) {
             },
             t("orders_host.ship"),
           ),
-        ["paid", "shipped"].includes(order.state) &&
+        order.state === "shipped" &&
+          el(
+            "button",
+            {
+              type: "button",
+              class: "button quiet small",
+              dataset: { act: "deliver" },
+              onclick: (event) => busy(event.currentTarget, () => deliver(context, order), explain),
+            },
+            t("orders_host.deliver"),
+          ),
+        ["paid", "shipped", "delivered"].includes(order.state) &&
           order.amount_minor > order.refunded_minor &&
           el(
             "button",
@@ -131,6 +166,11 @@ function orderCard(context, order) {
           ),
       ),
   );
+}
+
+async function deliver(context, order) {
+  await context.api.post(`/orders/${order.id}/deliver`);
+  await context.reloadOrders();
 }
 
 function shipSheet(context, order) {

@@ -10,6 +10,7 @@ import { busy, confirmSheet, toast } from "../sheets.js";
 
 const MINUTE_MS = 60_000;
 const PRODUCTS_MAX = 200;
+const STOCK_MS = 2000; // between two looks at where every unit is
 
 export function shelfPanel(context) {
   const panel = byId("panel-shelf");
@@ -17,6 +18,13 @@ export function shelfPanel(context) {
   const load = async () => {
     context.shelf = context.session ? (await context.api.get(`/sessions/${context.session.id}/offers`)).items : [];
     draw();
+    await lookAtStock();
+  };
+  const lookAtStock = async () => {
+    if (!context.session || !context.may("order.view")) return;
+    const stock = await context.api.get(`/sessions/${context.session.id}/stock`);
+    context.units = new Map(stock.map((units) => [units.offer, units]));
+    for (const card of cards.values()) card.refresh();
   };
   const draw = () => {
     const focused = document.activeElement?.closest?.("[data-act]");
@@ -84,13 +92,19 @@ export function shelfPanel(context) {
   };
   let pending = 0;
   const soon = () => (pending ||= setTimeout(() => ((pending = 0), load().catch(() => {})), 150));
+  let looking = 0;
+  const lookSoon = () =>
+    (looking ||= setTimeout(() => ((looking = 0), panel.hidden || lookAtStock().catch(() => {})), STOCK_MS));
   context.reloadShelf = load;
   return {
     load,
     event: (event) => event.type.startsWith("offer.") && soon(),
     update(changed) {
       if (changed.has("pin") && context.shelf) draw();
-      else if (changed.has("stock")) for (const card of cards.values()) card.refresh();
+      else if (changed.has("stock")) {
+        for (const card of cards.values()) card.refresh();
+        lookSoon();
+      }
     },
   };
 }
@@ -101,13 +115,19 @@ const canEdit = (context) =>
 function offerCard(context, offer) {
   const pinned = context.state.pin === offer.id;
   const left = el("b", { class: "number" });
-  const refresh = () =>
+  const units = Object.fromEntries(
+    ["held", "ordered", "sold", "expired"].map((name) => [name, el("b", { class: "number", dataset: { units: name } })]),
+  );
+  const refresh = () => {
     setText(left, whole(context.state.stock.get(offer.id) ?? Math.max(0, offer.total - offer.sold)));
+    const now = context.units?.get(offer.id) ?? { sold: offer.sold };
+    for (const [name, node] of Object.entries(units)) setText(node, name in now ? whole(now[name]) : "–");
+  };
   refresh();
   const facts = [
     [t("shelf.left"), left],
     [t("shelf.total"), whole(offer.total)],
-    [t("shelf.sold"), whole(offer.sold)],
+    ...Object.entries(units).map(([name, node]) => [t(`shelf.${name}`), node]),
     offer.limit_per_viewer > 0 && [t("shelf.limit"), whole(offer.limit_per_viewer)],
     offer.limit_per_order > 0 && [t("shelf.order_limit"), whole(offer.limit_per_order)],
     offer.selling_policy !== "hold" && [t("shelf.selling"), t(`shelf.selling_${offer.selling_policy}`)],

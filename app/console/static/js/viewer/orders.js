@@ -6,9 +6,18 @@ import { countdownTo, dateTime, money } from "../format.js";
 import { t, word } from "../i18n.js";
 import { newKey } from "../live-client.js";
 import { busy, confirmSheet, openSheet, toast } from "../sheets.js";
+import { afterSale } from "./returns.js";
 
-const STATE_BADGE = { paid: "good", shipped: "good", placed: "warn", cancelled: "", expired: "", refunded: "bad" };
-const CHANGES = new Set(["order.placed", "order.paid", "order.changed", "payment.declined"]);
+const STATE_BADGE = { paid: "good", shipped: "good", delivered: "good", placed: "warn", cancelled: "", expired: "", refunded: "bad" };
+const CHANGES = new Set([
+  "order.placed",
+  "order.paid",
+  "order.changed",
+  "payment.declined",
+  "refund.settled",
+  "return.requested",
+  "return.changed",
+]);
 const CREDITS = new Set(["share.opened", "draw.won"]);
 
 export function ordersPart(context) {
@@ -17,8 +26,11 @@ export function ordersPart(context) {
   const refresh = async () => {
     if (!list) return;
     try {
-      const page = await context.client.rpc("order.list", { limit: 30 });
-      drawOrders(context, list, page.orders);
+      const [page, returns] = await Promise.all([
+        context.client.rpc("order.list", { limit: 30 }),
+        context.client.rpc("return.list", { limit: 100 }),
+      ]);
+      if (list) drawOrders(context, list, page.orders, returns.requests);
     } catch (error) {
       list.replaceChildren(el("p", { class: "empty" }, explain(error)));
     }
@@ -40,6 +52,8 @@ export function ordersPart(context) {
       refresh();
       if (event.type === "order.changed")
         toast(t("orders.changed", { state: word("order_state", event.state) }), "info");
+      if (event.type === "return.changed")
+        toast(t("returns_own.changed", { state: word("return_state", event.state) }), "info");
     },
   };
 }
@@ -58,15 +72,15 @@ async function drawWallet(context, box) {
     );
 }
 
-function drawOrders(context, list, orders) {
+function drawOrders(context, list, orders, returns) {
   list.replaceChildren(
     ...(orders.length > 0
-      ? orders.map((order) => orderCard(context, order))
+      ? orders.map((order) => orderCard(context, order, returns.filter((request) => request.order === order.id)))
       : [el("p", { class: "empty" }, t("orders.none"))]),
   );
 }
 
-function orderCard(context, order) {
+function orderCard(context, order, returns) {
   const rows = [
     [t("orders.placed_at"), dateTime(order.placed_at)],
     order.tracking && [t("orders.tracking"), `${order.carrier ?? ""} ${order.tracking}`],
@@ -90,6 +104,7 @@ function orderCard(context, order) {
       rows.flatMap(([term, value]) => [el("dt", {}, term), el("dd", {}, value)]),
     ),
     order.state === "placed" && openOrderActions(context, order),
+    ...afterSale(context, order, returns),
   );
 }
 
