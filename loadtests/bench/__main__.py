@@ -19,6 +19,7 @@ from loadtests.bench.crowds import Trouble, crowd_program
 from loadtests.bench.fanout import measure_fanout
 from loadtests.bench.flood import measure_flood
 from loadtests.bench.holds import measure_holds
+from loadtests.bench.intake import measure_intake
 from loadtests.bench.joins import measure_joins
 from loadtests.bench.machine import CROWD_CORE, SERVER_CORE, cpu_name, pin, raise_file_limit
 from loadtests.bench.memory import measure_memory
@@ -28,7 +29,7 @@ from loadtests.bench.report import JSON, Results, as_markdown, print_results, re
 from loadtests.bench.servers import MESSAGE_BYTES, RIVALS, floor_command, missing_rivals
 from loadtests.bench.storm import measure_storm
 
-Measurement = Callable[[Plan], Awaitable[tuple[Figures, Figures]]]
+Measurement = Callable[[Plan], Awaitable[tuple[Figures | float, Figures]]]
 
 MEASUREMENTS: dict[str, Measurement] = {
     "fanout_2000x10": lambda plan: measure_fanout(plan, 2000, 10),
@@ -38,6 +39,7 @@ MEASUREMENTS: dict[str, Measurement] = {
     "storm": measure_storm,
     "flood": measure_flood,
     "holds": measure_holds,
+    "intake_orders_per_s": measure_intake,
 }
 
 

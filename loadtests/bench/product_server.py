@@ -15,6 +15,7 @@ import psutil
 from app.composition import build_registry
 from app.core.runtime import Runtime, at_text
 from app.core.settings import Settings
+from app.domains.inventory import service as inventory
 from app.protocol.channels import room_channel
 from app.protocol.events import NoticePinned, encode_event
 from app.storage.work import Engines
@@ -52,20 +53,40 @@ class ProductServer:
         found: dict[str, str] = json.loads((self.product.data_dir / "run.json").read_text())
         return found["redis_url"]
 
+    @property
+    def on_sale(self) -> str:
+        """An offer with all the stock that was asked for."""
+        return str(self.place["offers"][0]["id"])
+
     @asynccontextmanager
-    async def stage_events(self, per_s: float) -> AsyncGenerator[None]:
-        """Notices of the host, published into the room's stage channel as the worker does, each with a stamp, while the block runs."""
+    async def engines(self) -> AsyncGenerator[Engines]:
+        """The product's own, for what is done to it beside its viewers."""
         found = json.loads((self.product.data_dir / "run.json").read_text())
         settings = Settings(redis_url=found["redis_url"], database_url=found["database_url"], data_dir=self.product.data_dir)
         engines = Engines.connect(settings, Runtime(), build_registry())
-        saying = asyncio.create_task(self._say(engines, per_s))
         try:
-            yield
+            yield engines
         finally:
-            saying.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await saying
             await engines.close()
+
+    async def sell_out(self) -> str:
+        """An offer of which nothing is left."""
+        offer_id = str(self.place["offers"][1]["id"])
+        async with self.engines() as engines:
+            await inventory.reserve(engines, viewer_id="bench-first", offer_id=offer_id, quantity=1, key="last")
+        return offer_id
+
+    @asynccontextmanager
+    async def stage_events(self, per_s: float) -> AsyncGenerator[None]:
+        """Notices of the host, published into the room's stage channel as the worker does, each with a stamp, while the block runs."""
+        async with self.engines() as engines:
+            saying = asyncio.create_task(self._say(engines, per_s))
+            try:
+                yield
+            finally:
+                saying.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await saying
 
     async def _say(self, engines: Engines, per_s: float) -> None:
         began, number = time.monotonic(), 0
@@ -100,7 +121,7 @@ async def running_jishi(environment: dict[str, str] | None = None, *, offers: in
         with on_core(CROWD_CORE):
             try:
                 product = stack.enter_context(running_product(web=1, environment=LIFTED | (environment or {})))
-                place = product.open_room("Bench", [f"Tea:100:{offers}"])
+                place = product.open_room("Bench", [f"Tea:100:{offers}", "Honey:100:1"])
             except SystemExit as ended:
                 raise Trouble(f"the product did not start: {ended}") from None
         pid = _web_pid(product)

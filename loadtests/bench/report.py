@@ -16,7 +16,7 @@ DOCS = Path("docs/performance.md")
 BEGIN, END = "<!-- figures of `make bench`: begin -->", "<!-- figures of `make bench`: end -->"
 _STORM = ("viewers", "seconds_until_back", "errors", "gaps", "duplicates", "behind", "not_recovered", "rejoin_cpu_us", "rejoin_p99_ms")
 _FLOOD = ("chat_per_s", "quiet_p99_ms", "flood_p99_ms", "difference_ms", "refused", "lost")
-_HOLDS = ("accepted_per_s", "refused_per_s", "p50_ms", "p99_ms", "cpu_us")
+_HOLDS = ("accepted_per_s", "refused_per_s", "p50_ms", "p99_ms", "cpu_us", "refused_cpu_us")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,8 @@ def tables(results: Results) -> list[Table]:
             found.append(_joins(results))
         elif name in {"storm", "flood", "holds"}:
             found.append(_columns(name, results[name]))
+        elif name == "intake_orders_per_s":
+            found.append(_intake(results))
     return found
 
 
@@ -84,6 +86,12 @@ def _joins(results: Results) -> Table:
     return _by_server(title, "µs", figures, details["cpu_ratio_to_plain_fastapi"])
 
 
+def _intake(results: Results) -> Table:
+    details = results["details"]["intake_orders_per_s"]
+    row = ["jishi", f"{results['intake_orders_per_s']:,}", f"{details['orders']:,}", f"{details['worker_cpu_us']:,}"]
+    return Table("Intake: orders from the outbox into PostgreSQL", ["server", "orders per s", "orders", "worker CPU µs an order"], [row])
+
+
 def _by_server(title: str, unit: str, figures: dict[str, float], shares: dict[str, float]) -> Table:
     rows = [[name, f"{figure:,.2f}", _times(shares.get(name))] for name, figure in figures.items()]
     return Table(title, ["server", unit, "× plain"], rows)
@@ -98,7 +106,7 @@ def _columns(name: str, figures: dict[str, dict[str, Any]]) -> Table:
     titles = {
         "storm": "Reconnect storm, with recovery while stage events go on",
         "flood": "Chat flood: p99 of stage events with and without it",
-        "holds": "Holds: a closed loop, all accepted",
+        "holds": "Holds: closed loops, one with stock for all and one with nothing left",
     }
     columns = {"storm": _STORM, "flood": _FLOOD, "holds": _HOLDS}[name]
     rows = [[server, *(_cell(its[column]) for column in columns)] for server, its in figures.items()]

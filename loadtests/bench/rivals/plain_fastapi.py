@@ -15,9 +15,9 @@ from pydantic import BaseModel
 
 RESERVE = """
 if redis.call('HEXISTS', KEYS[2], ARGV[1]) == 1 then return 'held' end
-local left = tonumber(redis.call('HGET', KEYS[1], 'left') or '0')
+local left = tonumber(redis.call('HGET', KEYS[1], ARGV[3]) or '0')
 if left < 1 then return 'exhausted' end
-redis.call('HINCRBY', KEYS[1], 'left', -1)
+redis.call('HINCRBY', KEYS[1], ARGV[3], -1)
 redis.call('HSET', KEYS[2], ARGV[1], 1)
 redis.call('ZADD', KEYS[3], ARGV[2], ARGV[1])
 redis.call('XADD', KEYS[4], '*', 'h', ARGV[1])
@@ -37,7 +37,7 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
     if len(sys.argv) > 2:
         app.state.redis = redis_asyncio.from_url(sys.argv[2])
         await app.state.redis.delete(*KEYS)
-        await app.state.redis.hset(KEYS[0], "left", 10**9)
+        await app.state.redis.hset(KEYS[0], "on_sale", 10**9)
         app.state.sha = await app.state.redis.script_load(RESERVE)
     yield
 
@@ -61,7 +61,7 @@ async def watch(socket: WebSocket) -> None:
 
 @app.post("/reserve")
 async def reserve(hold: Hold) -> dict[str, str]:
-    word = await app.state.redis.evalsha(app.state.sha, len(KEYS), *KEYS, hold.key, 0)
+    word = await app.state.redis.evalsha(app.state.sha, len(KEYS), *KEYS, hold.key, 0, hold.offer)
     return {"outcome": word.decode()}
 
 
