@@ -41,7 +41,7 @@ from app.storage.intake import find_waiting, list_rooms, take_in_room
 from app.storage.redis import engine_now_ms
 from app.storage.work import Engines, rooms_to_announce
 
-BACK_OFF_S_MAX = 15.0
+BACK_OFF_S_MAX = 2.0  # when an engine is back, sales must not wait for the end of a long pause: they are frozen until a pass renews them
 PASS_S_MAX = 60.0  # an engine that never answers ends a pass; the next one starts afresh
 STOP_S_MAX = 10.0
 ROOMS_AT_ONCE = 16
