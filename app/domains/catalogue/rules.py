@@ -79,6 +79,13 @@ def _within(value: int, low: int | None, high: int | None) -> bool:
     return (low is None or value >= low) and (high is None or value <= high)
 
 
+def lowest_price(list_price_minor: int, price_min_minor: int | None, discount_percent_max: int | None) -> int | None:
+    """What is delegated: not below the lowest price, nor further below the list price than so many per cent (rounded up)."""
+    if discount_percent_max is None:
+        return price_min_minor
+    return max(price_min_minor or 0, -(-list_price_minor * (100 - discount_percent_max) // 100))
+
+
 def offer_may_become(state: str, new_state: str) -> bool:
     """Whether an offer may go from one state to another. Staying where it is counts as no step, and is refused."""
     return OfferState(new_state) in _NEXT_STATES[OfferState(state)]
@@ -107,6 +114,8 @@ class OfferTerms:
     limit_per_order: int
     price_min_minor: int | None
     price_max_minor: int | None
+    total_max: int | None
+    discount_percent_max: int | None
     price_steps: Sequence[PriceStep]
     opens_at: datetime | None
     closes_at: datetime | None
@@ -118,6 +127,7 @@ class OfferTerms:
 def problems_of_terms(terms: OfferTerms) -> list[str]:
     """What is wrong with an offer's terms, one sentence each; empty when they can stand on a shelf."""
     price, low, high = terms.price_minor, terms.price_min_minor, terms.price_max_minor
+    least = lowest_price(terms.list_price_minor, None, terms.discount_percent_max)
     checks = (
         (bool(terms.name.strip()) and len(terms.name) <= 120, "name: give the offer a name of at most 120 characters"),
         (terms.currency in CURRENCIES, f"currency: {terms.currency!r} is not an ISO 4217 code that this product knows"),
@@ -128,6 +138,9 @@ def problems_of_terms(terms: OfferTerms) -> list[str]:
         (0 <= terms.limit_per_order <= LIMIT_UNITS_MAX, f"limit_per_order: 0 (no limit) to {LIMIT_UNITS_MAX}"),
         (_limits_in_order(low, high), "price_min_minor, price_max_minor: the lower limit is above the upper one"),
         (_within(price, low, high), "price_minor: outside the limits price_min_minor, price_max_minor"),
+        (terms.total_max is None or terms.total <= terms.total_max, "total: above the limit total_max"),
+        (0 <= (terms.discount_percent_max or 0) <= 100, "discount_percent_max: 0 to 100"),
+        (least is None or price >= least, f"price_minor: more than {terms.discount_percent_max} % off the list price"),
         (not (problem := _problem_of_steps(terms)), f"price_steps: {problem}"),
         (not (problem := _problem_of_keyword(terms.keyword)), f"keyword: {problem}"),
         (window_is_valid(terms.opens_at, terms.closes_at), "closes_at: the window closes before it opens"),
@@ -150,8 +163,9 @@ def _problem_of_steps(terms: OfferTerms) -> str:
     prices = [step["price_minor"] for step in steps]
     if not all(0 <= price <= terms.list_price_minor for price in prices):
         return "each price is between 0 and the list price; raise the list price first"
-    if not all(_within(price, terms.price_min_minor, terms.price_max_minor) for price in prices):
-        return "a price is outside the limits price_min_minor, price_max_minor"
+    least = lowest_price(terms.list_price_minor, terms.price_min_minor, terms.discount_percent_max)
+    if not all(_within(price, least, terms.price_max_minor) for price in prices):
+        return "a price is outside the limits price_min_minor, price_max_minor, discount_percent_max"
     return ""
 
 

@@ -29,6 +29,7 @@ from app.domains.catalogue.rules import (
     SellingPolicy,
     decide_price_change,
     fold_keyword,
+    lowest_price,
     offer_may_become,
     price_at,
     problem_of_top_up,
@@ -71,6 +72,8 @@ class OfferDraft:
     selling_policy: str = SellingPolicy.HOLD
     price_min_minor: int | None = None
     price_max_minor: int | None = None
+    total_max: int | None = None
+    discount_percent_max: int | None = None
     price_steps: Sequence[PriceStep] = ()
     keyword: str = ""
 
@@ -147,6 +150,8 @@ async def create_offer(work: Work, *, room_id: str, session_id: str, currency: s
         list_price_minor=draft.price_minor if draft.list_price_minor is None else draft.list_price_minor,
         price_min_minor=draft.price_min_minor,
         price_max_minor=draft.price_max_minor,
+        total_max=draft.total_max,
+        discount_percent_max=draft.discount_percent_max,
         total=draft.total,
         sold=0,
         limit_per_viewer=draft.limit_per_viewer,
@@ -178,9 +183,13 @@ def _copy_origin(offer: Offer, product: Product | None) -> None:
     offer.unit = product.unit if product else ""
 
 
-def _check_terms(offer: Offer) -> None:
-    terms = OfferTerms(**{name: getattr(offer, name) for name in OfferTerms.__dataclass_fields__})
-    problems = problems_of_terms(terms)
+def _problems(offer: Offer) -> list[str]:
+    return problems_of_terms(OfferTerms(**{name: getattr(offer, name) for name in OfferTerms.__dataclass_fields__}))
+
+
+def _check_terms(offer: Offer, known: Sequence[str] = ()) -> None:
+    """`known`: what is so already. An operator is not bound by the limits; that must not keep the host from changing something else."""
+    problems = [problem for problem in _problems(offer) if problem not in known]
     if problems:
         raise AppError(BAD_REQUEST, "; ".join(problems))
 
@@ -265,18 +274,19 @@ async def change_price(work: Work, offer_id: str, price_minor: int, *, limits_bi
     The list price follows upwards, since it cannot be below the price. Price steps to come stay; one that is due is overtaken.
     """
     offer = await _lock_shown(work, offer_id)
+    least = lowest_price(offer.list_price_minor, offer.price_min_minor, offer.discount_percent_max)
     decision = decide_price_change(
         price_minor,
         price_minor=offer.price_minor,
-        price_min_minor=offer.price_min_minor,
+        price_min_minor=least,
         price_max_minor=offer.price_max_minor,
         limits_bind=limits_bind,
     )
     if decision is PriceDecision.INVALID:
         raise AppError(BAD_REQUEST, "price_minor: a price is between 0 and 10^12 minor units")
     if decision is PriceDecision.OVER_LIMIT:
-        low, high = offer.price_min_minor, offer.price_max_minor
-        raise AppError(OVER_LIMIT, f"price_minor: delegated to the host is {_range(low, high)}; ask an operator for more")
+        text = _range(least, offer.price_max_minor)
+        raise AppError(OVER_LIMIT, f"price_minor: delegated to the host is {text}; ask an operator for more")
     if decision is PriceDecision.CHANGE:
         offer.price_minor = price_minor
         _set_steps(offer, steps_after(offer.price_steps, round(work.now.timestamp() * 1000)))
@@ -308,11 +318,15 @@ async def take_due_steps(work: Work, offer_id: str, now_ms: int, *, for_sale: bo
     return offer
 
 
-async def add_stock(work: Work, offer_id: str, add: int) -> Offer:
+async def add_stock(work: Work, offer_id: str, add: int, *, limits_bind: bool = True) -> Offer:
+    """Raises AppError: not_found, conflict (withdrawn), bad_request, over_limit."""
     offer = await _lock_shown(work, offer_id)
     problem = problem_of_top_up(add, offer.total)
     if problem:
         raise AppError(BAD_REQUEST, problem)
+    if limits_bind and offer.total_max is not None and offer.total + add > offer.total_max:
+        text = f"add: delegated to the host is a total of {offer.total_max}, and it is {offer.total}; ask an operator for more"
+        raise AppError(OVER_LIMIT, text)
     offer.total += add
     await _changed(work, offer)
     return offer
@@ -345,12 +359,12 @@ async def set_offer_state(work: Work, offer_id: str, state: str) -> Offer:
 async def change_terms(work: Work, offer_id: str, changes: dict[str, Any]) -> Offer:
     """Other terms of an offer: those of OfferTerms but the price, the total and the window."""
     offer = await _lock_shown(work, offer_id)
-    before = {name: getattr(offer, name) for name in changes}
+    before, known = {name: getattr(offer, name) for name in changes}, _problems(offer)
     if before != changes:
         for name, value in changes.items():
             setattr(offer, name, value)
         _set_steps(offer, offer.price_steps)
-        _check_terms(offer)
+        _check_terms(offer, known)
         await _check_keyword(work, offer)
         await _changed(work, offer)
     return offer

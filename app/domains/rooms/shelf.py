@@ -74,9 +74,10 @@ async def _take_steps(work: Work, offer_id: str, now_ms: int) -> None:
     await _announce_offer(work, show, offer, version, "system", "offer.repriced", price_minor=offer.price_minor)
 
 
-async def top_up_offer(work: Work, offer_id: str, add: int, by: str) -> Offer:
+async def top_up_offer(work: Work, offer_id: str, add: int, by: str, *, limits_bind: bool = True) -> Offer:
+    """Raises AppError `over_limit` when the total is not delegated and `limits_bind`."""
     show, version = await _lock_offer(work, offer_id)
-    offer = await catalogue.add_stock(work, offer_id, add)
+    offer = await catalogue.add_stock(work, offer_id, add, limits_bind=limits_bind)
     return await _announce_offer(work, show, offer, version, by, "offer.topped_up", add=add, total=offer.total)
 
 

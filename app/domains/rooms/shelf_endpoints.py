@@ -20,12 +20,16 @@ from app.rest.access import EnginesDep, check_right, require
 
 router = APIRouter(prefix="/api/v1")
 
+DELEGATED = {"price_min_minor", "price_max_minor", "total_max", "discount_percent_max"}  # the limits of what a host may change
+
 Runner = Annotated[Caller, require("session.run")]
 Seller = Annotated[Caller, require("offer.edit")]
 Watcher = Annotated[Caller, require("staff.watch")]
 
 Price = Annotated[int, Field(ge=0, le=AMOUNT_MINOR_MAX, description="minor units of the room's currency")]
 Limit = Annotated[int, Field(ge=0, le=LIMIT_UNITS_MAX, description="units a viewer may hold and buy; 0: no limit")]
+TotalMax = Annotated[int | None, Field(ge=0, le=STOCK_MAX, description="units up to which the host may top up; null: no limit")]
+DiscountMax = Annotated[int | None, Field(ge=0, le=100, description="per cent off the list price that the host may give; null: no limit")]
 OrderLimit = Annotated[int, Field(ge=0, le=LIMIT_UNITS_MAX, description="units of one order; 0: no limit")]
 
 
@@ -87,6 +91,8 @@ class OfferIn(BaseModel):
     )
     price_min_minor: Price | None = Field(None, description="the limits within which the host may set the price; null: none")
     price_max_minor: Price | None = None
+    total_max: TotalMax = None
+    discount_percent_max: DiscountMax = None
     price_steps: Steps = []
     keyword: Keyword = ""
 
@@ -109,6 +115,8 @@ class OfferPatch(BaseModel):
     return_policy: ReturnPolicy = ReturnPolicy.NO_REASON_7_DAYS
     price_min_minor: Price | None = None
     price_max_minor: Price | None = None
+    total_max: TotalMax = None
+    discount_percent_max: DiscountMax = None
     price_steps: Steps = []
     keyword: Keyword = ""
 
@@ -129,6 +137,8 @@ class OfferOut(BaseModel):
     list_price_minor: int
     price_min_minor: int | None
     price_max_minor: int | None
+    total_max: int | None
+    discount_percent_max: int | None
     price_steps: list[PriceStepOut] = Field(description="prices to come; viewers hear of each when it is due")
     total: int
     sold: int = Field(description="paid units; what is held or waits for payment is in the session's stock")
@@ -204,7 +214,7 @@ async def get_offer(offer_id: str, engines: EnginesDep, caller: Watcher) -> Offe
 async def change_offer(offer_id: str, engines: EnginesDep, caller: Seller, body: OfferPatch) -> OfferOut:
     room_id = _check(caller, "offer.edit", offer_id)
     changes = _stored(body.model_dump(exclude_unset=True))
-    if changes.keys() & {"price_min_minor", "price_max_minor"} and not caller.may("room.create", room_id):
+    if changes.keys() & DELEGATED and not caller.may("room.create", room_id):
         raise AppError(PERMISSION_DENIED, "the limits delegated to a host are set by an operator (right `room.create`)")
     async with engines.work() as work:
         return OfferOut.of(await service.change_offer(work, offer_id, changes, caller.id))
@@ -221,10 +231,14 @@ async def reprice_offer(offer_id: str, engines: EnginesDep, caller: Seller, body
 
 @router.post("/offers/{offer_id}/stock", tags=["offers"])
 async def top_up_offer(offer_id: str, engines: EnginesDep, caller: Seller, body: TopUpIn) -> OfferOut:
-    """Adds units. Send an `Idempotency-Key`: without one a repeated call adds again."""
-    _check(caller, "offer.edit", offer_id)
+    """Adds units. Send an `Idempotency-Key`: without one a repeated call adds again.
+
+    Error `over_limit` when the total would be above what is delegated to the host; an operator (`room.create`) is not bound.
+    """
+    room_id = _check(caller, "offer.edit", offer_id)
+    bind = not caller.may("room.create", room_id)
     async with engines.work() as work:
-        return OfferOut.of(await service.top_up_offer(work, offer_id, body.add, caller.id))
+        return OfferOut.of(await service.top_up_offer(work, offer_id, body.add, caller.id, limits_bind=bind))
 
 
 @router.post("/offers/{offer_id}/withdraw", tags=["offers"])

@@ -13,6 +13,7 @@ from app.domains.catalogue.rules import (
     PriceDecision,
     decide_price_change,
     find_purchase,
+    lowest_price,
     offer_may_become,
     problem_of_top_up,
     problems_of_terms,
@@ -29,6 +30,8 @@ SOUND = OfferTerms(
     limit_per_order=1,
     price_min_minor=1500,
     price_max_minor=2500,
+    total_max=20,
+    discount_percent_max=50,
     price_steps=({"at_ms": 1, "price_minor": 1500}, {"at_ms": 2, "price_minor": 2500}),
     opens_at=NOW,
     closes_at=NOW + timedelta(minutes=5),
@@ -59,6 +62,21 @@ def test_price_change(new: int, low: int | None, high: int | None, bind: bool, d
     assert decide_price_change(new, price_minor=1990, price_min_minor=low, price_max_minor=high, limits_bind=bind) is decision
 
 
+@pytest.mark.parametrize(
+    ("list_price", "low", "discount", "lowest"),
+    [
+        (1999, None, None, None),
+        (1999, 500, None, 500),
+        (1999, None, 50, 1000),
+        (1999, 1200, 50, 1200),
+        (1999, 0, 100, 0),
+        (1999, None, 0, 1999),
+    ],
+)
+def test_the_lowest_price_that_is_delegated(list_price: int, low: int | None, discount: int | None, lowest: int | None) -> None:
+    assert lowest_price(list_price, low, discount) == lowest
+
+
 def test_offer_states() -> None:
     allowed = {(a.value, b.value) for a in OfferState for b in OfferState if offer_may_become(a, b)}
     assert allowed == {("listed", "paused"), ("listed", "withdrawn"), ("paused", "listed"), ("paused", "withdrawn")}
@@ -67,7 +85,15 @@ def test_offer_states() -> None:
 def test_sound_terms_have_no_problem() -> None:
     assert problems_of_terms(SOUND) == []
     open_ended = replace(
-        SOUND, price_min_minor=None, price_max_minor=None, price_steps=(), opens_at=None, closes_at=None, limit_per_viewer=0, total=0
+        SOUND,
+        price_min_minor=None,
+        price_max_minor=None,
+        total_max=None,
+        price_steps=(),
+        opens_at=None,
+        closes_at=None,
+        limit_per_viewer=0,
+        total=0,
     )
     assert problems_of_terms(open_ended) == []
 
@@ -78,10 +104,13 @@ def test_sound_terms_have_no_problem() -> None:
         ({"name": "  "}, ["name"]),
         ({"name": "x" * 121}, ["name"]),
         ({"currency": "RMB"}, ["currency"]),
-        ({"price_minor": -1, "price_min_minor": None}, ["price_minor"]),
+        ({"price_minor": -1, "price_min_minor": None, "discount_percent_max": None}, ["price_minor"]),
         ({"list_price_minor": 1989}, ["list_price_minor", "price_steps"]),
         ({"total": -1}, ["total"]),
-        ({"total": STOCK_MAX + 1}, ["total"]),
+        ({"total": STOCK_MAX + 1, "total_max": None}, ["total"]),
+        ({"total": 21}, ["total"]),
+        ({"discount_percent_max": 101}, ["discount_percent_max"]),
+        ({"discount_percent_max": 33}, ["price_minor", "price_steps"]),
         ({"limit_per_viewer": 1000}, ["limit_per_viewer"]),
         ({"limit_per_order": 1000}, ["limit_per_order"]),
         ({"price_min_minor": 2600}, ["price_min_minor, price_max_minor", "price_minor", "price_steps"]),

@@ -54,9 +54,12 @@ async def test_a_show_over_rest(client: httpx2.AsyncClient, engines: Engines) ->
     this = f"{API}/offers/{offer['id']}"
     assert (await ok(client.post(f"{this}/price", json={"price_minor": 15000}, headers=mei)))["price_minor"] == 15000
     assert await problem(client.post(f"{this}/price", json={"price_minor": 14999}, headers=mei)) == (403, "over_limit")
-    assert await problem(client.patch(this, json={"price_min_minor": 0}, headers=mei)) == (403, "permission_denied")
+    for limit in ("price_min_minor", "price_max_minor", "total_max", "discount_percent_max"):
+        assert await problem(client.patch(this, json={limit: 0}, headers=mei)) == (403, "permission_denied")
+    assert (await ok(client.patch(this, json={"total_max": 50}, headers=boss)))["total_max"] == 50
     assert (await ok(client.post(f"{this}/price", json={"price_minor": 9900}, headers=boss)))["price_minor"] == 9900
     assert (await ok(client.post(f"{this}/stock", json={"add": 20}, headers=mei)))["total"] == 50
+    assert await problem(client.post(f"{this}/stock", json={"add": 1}, headers=mei)) == (403, "over_limit")
     changed = await ok(client.patch(this, json={"closes_at": "2025-06-15T20:15:00+08:00"}, headers=mei))
     assert (changed["closes_at"], changed["limit_per_viewer"]) == ("2025-06-15T12:15:00Z", 2)
     assert (await ok(client.post(f"{this}/pause", json={"reason": "label"}, headers=mei)))["state"] == "paused"

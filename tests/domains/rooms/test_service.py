@@ -190,6 +190,24 @@ async def test_what_changes_nothing_is_not_announced(engines: Engines) -> None:
     assert await events(engines, room_channel(room.room_id)) == before
 
 
+async def test_a_discount_or_a_total_outside_the_delegated_limits(engines: Engines) -> None:
+    _, session_id = await draft_session(engines)
+    terms: dict[str, Any] = {"list_price_minor": 9900, "discount_percent_max": 30, "total_max": 5}
+    draft = rooms.OfferDraft(name="Honey", price_minor=9000, total=3, **terms)
+    offer = await act(engines, lambda work: rooms.list_offer(work, session_id, draft, BY))
+    word, text = await refusal(engines, lambda work: rooms.reprice_offer(work, offer.id, 6929, BY))
+    assert (word, text) == ("over_limit", "price_minor: delegated to the host is at least 6930; ask an operator for more")
+    assert (await act(engines, lambda work: rooms.reprice_offer(work, offer.id, 6930, BY))).price_minor == 6930
+    word, text = await refusal(engines, lambda work: rooms.change_offer(work, offer.id, {"list_price_minor": 9901}, BY))
+    assert (word, text) == ("bad_request", "price_minor: more than 30 % off the list price")
+    word, text = await refusal(engines, lambda work: rooms.top_up_offer(work, offer.id, 3, BY))
+    assert (word, text) == ("over_limit", "add: delegated to the host is a total of 5, and it is 3; ask an operator for more")
+    assert (await act(engines, lambda work: rooms.top_up_offer(work, offer.id, 2, BY))).total == 5
+    assert (await act(engines, lambda work: rooms.top_up_offer(work, offer.id, 1, "operator", limits_bind=False))).total == 6
+    # What the operator did beyond the limits keeps the host from nothing else.
+    assert (await act(engines, lambda work: rooms.change_offer(work, offer.id, {"keyword": "honey"}, BY))).keyword == "honey"
+
+
 async def test_a_price_outside_the_delegated_limits(engines: Engines) -> None:
     _, session_id = await draft_session(engines)
     draft = rooms.OfferDraft(name="Honey", price_minor=5000, total=3, price_min_minor=4500, price_max_minor=6000)
