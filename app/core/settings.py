@@ -122,6 +122,7 @@ class Settings(BaseSettings):
     payment_ttl_s: Positive = 900
     group_commit_batch_max: Positive = 256
     group_commit_queue_max: Positive = 20_000
+    waitlist_length_max: Annotated[int, Field(ge=0)] = Field(default=1_000, description="viewers who may wait for one offer")
     expiry_batch_max: Positive = 500
     intake_batch_max: Positive = 500
     outbox_entries_max: Positive = 1_000_000

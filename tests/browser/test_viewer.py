@@ -119,6 +119,27 @@ def test_closing_the_sheet_gives_the_hold_back(open_page: OpenPage, place: Place
     expect(honey).to_have_text("Buy")
 
 
+def test_a_word_in_the_chat_buys_and_a_line_hands_on_what_comes_back(open_page: OpenPage, place: Place, rest: httpx2.Client) -> None:
+    draft = {"name": "Rice wine", "price_minor": 8800, "total": 1, "limit_per_viewer": 1, "selling_policy": "waitlist", "keyword": "wine"}
+    assert rest.post(f"/sessions/{place['session']}/offers", json=draft).status_code == 201
+    first = open_page(f"/r/{place['room']}", viewer="quick", size=DESKTOP)
+    second = open_page(f"/r/{place['room']}", viewer="patient", size=DESKTOP)
+    wait_joined(first)
+    wait_joined(second)
+    expect(first.get_by_text("Write “wine” in the chat to buy it")).to_be_visible()
+    first.get_by_label("Your message").fill("WINE")
+    first.get_by_role("button", name="Send").click()
+    expect(first.get_by_role("button", name="Place the order")).to_be_visible()
+    second.get_by_role("button", name="Stand in line: Rice wine").click()
+    second.get_by_role("button", name="Hold it for me").click()
+    second.get_by_role("dialog").get_by_role("button", name="Stand in line").click()
+    expect(second.get_by_role("heading", name="You stand in line")).to_be_visible()
+    second.get_by_role("button", name="Back to the show, keep my place").click()
+    first.keyboard.press("Escape")
+    expect(second.locator("#assertive")).to_have_text("It is your turn: Rice wine")
+    expect(second.get_by_role("button", name="Place the order")).to_be_visible()
+
+
 def test_a_draw_and_an_envelope_reach_the_viewers(open_page: OpenPage, place: Place, rest: httpx2.Client) -> None:
     room, session = place["room"], place["session"]
     winner = open_page(f"/r/{room}", viewer="winner")

@@ -17,8 +17,6 @@ from app.core.ids import derived_tail, scoped_id
 from app.protocol.commands import LeaveOutcome, ReleaseOutcome, ReserveOutcome, WaitOutcome
 from app.protocol.order_commands import CancelOutcome, PlaceOutcome
 
-WAITLIST_LENGTH_MAX = 1000  # viewers who may wait for one offer
-
 
 class HoldState(StrEnum):
     WAITING = "waiting"  # in the offer's line: it takes no units yet

@@ -22,7 +22,6 @@ from app.domains.inventory.rules import (
     RELEASE_WORDS,
     RESERVE_WORDS,
     WAIT_WORDS,
-    WAITLIST_LENGTH_MAX,
     Hold,
     MoveAnswer,
     RoomBooks,
@@ -115,7 +114,7 @@ async def wait(engines: Engines, *, viewer_id: str, offer_id: str, quantity: int
         "quantity": quantity,
         "ttl": engines.settings.hold_ttl_s * 1000,
         "escrow": False,
-        "line_max": WAITLIST_LENGTH_MAX,
+        "line_max": engines.settings.waitlist_length_max,
     }
     answer = await engines.group_commit("reserve", store.reserve_batch).submit(room_id, member)
     _refuse_mistakes(answer.word, offer_id)

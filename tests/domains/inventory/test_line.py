@@ -187,7 +187,7 @@ REFUSALS = ["key_reused", "not_found", "frozen", "closed", "not_open", "no_line"
 
 
 @pytest.mark.parametrize("healed", range(len(REFUSALS)))
-async def test_the_first_reason_speaks(shelf: Shelf, engines: Engines, monkeypatch: pytest.MonkeyPatch, healed: int) -> None:
+async def test_the_first_reason_speaks(shelf: Shelf, engines: Engines, healed: int) -> None:
     wrong: dict[str, bool] = {name: index >= healed for index, name in enumerate(REFUSALS)}
     owner = shelf if not wrong["not_open"] else Shelf(engines, "room1", "room1-show2")
     policy = "hold" if wrong["no_line"] else "waitlist"
@@ -197,7 +197,7 @@ async def test_the_first_reason_speaks(shelf: Shelf, engines: Engines, monkeypat
     if wrong["closed"]:
         await shelf.set_state(offer, "paused")
     if wrong["line_full"]:
-        monkeypatch.setattr(inventory, "WAITLIST_LENGTH_MAX", 0)
+        engines.settings.waitlist_length_max = 0
     await inventory.freeze_sales(engines, "room1", frozen=wrong["frozen"])
     asked = "room1-nothing" if wrong["not_found"] else offer
     try:

@@ -177,14 +177,18 @@ export function applyEvent(state, event) {
 
 export const available = (state, offer) => state.stock.get(offer.id) ?? offer.total;
 
-/** "open", "sold_out", "not_open", "paused", "over" or "waiting" (the show is not live): whether an offer can be bought now, and why not. */
+/**
+ * "open", "line" (nothing is left, and there is a line for what comes back), "sold_out", "not_open", "paused", "over" or "waiting" (the
+ * show is not live): whether an offer can be bought now, and why not.
+ */
 export function offerStatus(state, offer, nowMs) {
   if (offer.state === "withdrawn") return "over";
   if (offer.state === "paused") return "paused";
   if (offer.closes_at && Date.parse(offer.closes_at) <= nowMs) return "over";
   if (offer.opens_at && Date.parse(offer.opens_at) > nowMs) return "not_open";
-  if (available(state, offer) <= 0) return "sold_out";
-  return phaseOf(state) === "live" ? "open" : "waiting";
+  const live = phaseOf(state) === "live";
+  if (available(state, offer) <= 0) return live && offer.selling_policy === "waitlist" ? "line" : "sold_out";
+  return live ? "open" : "waiting";
 }
 
 /** The shelf in the order of the host's choosing, without what was withdrawn. */

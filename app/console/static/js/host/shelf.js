@@ -2,11 +2,11 @@
 
 import { explain } from "../api.js";
 import { byId, el, icon, setText } from "../dom.js";
-import { dateTime, major, money, whole } from "../format.js";
+import { dateTime, major, money, serverNow, whole } from "../format.js";
 import { formSheet } from "../forms.js";
 import { t, word } from "../i18n.js";
 import { picture } from "../picture.js";
-import { busy, confirmSheet, toast } from "../sheets.js";
+import { busy, confirmSheet, openSheet, toast } from "../sheets.js";
 
 const MINUTE_MS = 60_000;
 const PRODUCTS_MAX = 200;
@@ -130,7 +130,9 @@ function offerCard(context, offer) {
     ...Object.entries(units).map(([name, node]) => [t(`shelf.${name}`), node]),
     offer.limit_per_viewer > 0 && [t("shelf.limit"), whole(offer.limit_per_viewer)],
     offer.limit_per_order > 0 && [t("shelf.order_limit"), whole(offer.limit_per_order)],
-    offer.selling_policy !== "hold" && [t("shelf.selling"), t(`shelf.selling_${offer.selling_policy}`)],
+    offer.selling_policy !== "hold" && [t("shelf.selling"), word("selling", offer.selling_policy)],
+    offer.keyword && [t("shelf.keyword"), offer.keyword],
+    offer.price_steps.length > 0 && [t("shelf.steps"), whole(offer.price_steps.length)],
   ].filter(Boolean);
   const node = el(
     "li",
@@ -219,7 +221,9 @@ function offerActions(context, offer, pinned) {
     mayPin && (pinned ? button("unpin", run(pin(null))) : button("pin", run(pin(offer.id)), "primary")),
     button("price", () => priceSheet(context, offer)),
     button("stock", () => stockSheet(context, offer)),
+    button("steps", () => stepsSheet(context, offer)),
     button("window", () => windowSheet(context, offer)),
+    offer.selling_policy === "waitlist" && context.may("order.view") && button("line", () => lineSheet(context, offer)),
     offer.state === "paused" ? button("resume", run(post("resume"))) : button("pause", run(post("pause", {}))),
     button("withdraw", run(withdraw)),
   );
@@ -265,6 +269,49 @@ function stockSheet(context, offer) {
   });
 }
 
+/** Prices that come by themselves: one more at a time, so many minutes from now, or none any more. */
+function stepsSheet(context, offer) {
+  const set = async (steps) => {
+    await context.api.patch(`/offers/${offer.id}`, { price_steps: steps });
+    await context.reloadShelf();
+  };
+  const known = offer.price_steps;
+  const remove = async () => {
+    await set([]);
+    form.sheet.close();
+  };
+  const clear = el("button", { type: "button", class: "button quiet wide" }, t("shelf.steps_clear"));
+  clear.addEventListener("click", () => busy(clear, remove, explain));
+  const list = el(
+    "ul",
+    {},
+    known.map((step) => el("li", {}, `${dateTime(step.at)}: ${money(step.price_minor, offer.currency)}`)),
+  );
+  const form = formSheet({
+    title: t("shelf.steps_of", { name: offer.name }),
+    intro: t("shelf.steps_intro"),
+    action: t("common.add"),
+    currency: offer.currency,
+    controls: [
+      { name: "wait", label: t("shelf.steps_in"), type: "number", min: 0.1, max: 1440, step: "any", value: 10, required: true },
+      { name: "price_minor", label: t("shelf.new_price", { currency: offer.currency }), type: "money", required: true },
+    ],
+    extra: known.length > 0 && el("div", { class: "stack" }, list, clear),
+    submit: async ({ wait, price_minor: price }) => {
+      const step = { at: new Date(serverNow() + Number(wait) * MINUTE_MS).toISOString(), price_minor: price };
+      await set([...known, step].sort((a, b) => Date.parse(a.at) - Date.parse(b.at)));
+    },
+  });
+}
+
+/** Who waits, in turn: the first page says enough, the count says the rest. */
+async function lineSheet(context, offer) {
+  const { items } = await context.api.get(`/offers/${offer.id}/line`);
+  const sheet = openSheet(t("shelf.line_of", { name: offer.name }));
+  const rows = items.map((wait) => el("li", {}, `${wait.viewer} × ${whole(wait.quantity)} · ${dateTime(wait.since)}`));
+  sheet.body.append(rows.length > 0 ? el("ol", {}, rows) : el("p", { class: "muted" }, t("shelf.line_empty")));
+}
+
 /** A flash sale is a window: so many minutes from now, or from a moment on. */
 function windowSheet(context, offer) {
   formSheet({
@@ -292,7 +339,7 @@ function windowSheet(context, offer) {
       },
     ],
     submit: async ({ opens_in: wait, minutes }) => {
-      const opens = Date.now() + Number(wait) * MINUTE_MS;
+      const opens = serverNow() + Number(wait) * MINUTE_MS;
       const body = {
         opens_at: Number(wait) > 0 ? new Date(opens).toISOString() : null,
         closes_at: Number(minutes) > 0 ? new Date(opens + Number(minutes) * MINUTE_MS).toISOString() : null,
@@ -330,10 +377,13 @@ const offerControls = () => [
     label: t("shelf.selling"),
     type: "select",
     options: [
-      ["hold", t("shelf.selling_hold")],
-      ["first_paid", t("shelf.selling_first_paid")],
+      ["hold", word("selling", "hold")],
+      ["waitlist", word("selling", "waitlist")],
+      ["first_paid", word("selling", "first_paid")],
     ],
+    hint: t("shelf.selling_hint"),
   },
+  { name: "keyword", label: t("shelf.keyword"), maxlength: 20, hint: t("shelf.keyword_hint") },
 ];
 
 async function putOnShelf(context, values) {

@@ -56,6 +56,7 @@ function sendForm(context) {
       pending = null;
       if (reply.outcome === "sent" || reply.outcome === "held_for_review") input.value = "";
       hint(reply.outcome === "sent" ? "" : outcomeText(reply));
+      if (reply.reservation) context.checkout.reserved(reply.reservation); // the line was an offer's keyword
     } catch (error) {
       hint(explain(error));
     }

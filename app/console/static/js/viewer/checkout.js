@@ -10,17 +10,29 @@ import { t } from "../i18n.js";
 import { newKey } from "../live-client.js";
 import { picture } from "../picture.js";
 import { available } from "../room-state.js";
-import { busy, openSheet, shout } from "../sheets.js";
+import { busy, openSheet, shout, toast } from "../sheets.js";
 
 const ADDRESS = "jishi.address";
 const STEPS = ["hold", "address", "pay", "done"];
 const METHODS = ["sandbox_ok", "sandbox_decline"];
+const LIKE_RESERVE = { order_limit: 1, limit: 1, closed: 1, not_open: 1, frozen: 1 }; // outcomes of a wait that mean the same
 const PAYMENT_LOOK_MS = 4000;
 const PAYMENT_LOOKS_MAX = 5;
 
 export function checkoutPart(context) {
   let current = null; // the purchase that stands in the sheet
-  const ended = (purchase) => current === purchase && (current = null);
+  const later = []; // holds that came while another purchase was under way
+  const ended = (purchase) => {
+    if (current !== purchase) return;
+    current = null;
+    if (later.length > 0) goOn(...later.shift());
+  };
+  /** Goes on with a hold that was placed elsewhere: by a word in the chat, or when its turn in a line had come. */
+  const goOn = (offer, hold) => {
+    if (current) return void later.push([offer, hold]);
+    current = openPurchase(context, offer, ended);
+    current.held(hold);
+  };
   return {
     start(offer) {
       current = openPurchase(context, offer, ended);
@@ -37,7 +49,20 @@ export function checkoutPart(context) {
         pay_by: order.pay_by,
       });
     },
+    reserved(reservation) {
+      const offer = context.state.offers.get(reservation.offer);
+      if (!offer) return;
+      if (reservation.outcome === "held") goOn(offer, reservation);
+      else toast(whyNotHeld(offer, reservation), "bad");
+    },
     event(event) {
+      const offer = context.state.offers.get(event.offer);
+      if (event.type === "hold.placed" && event.promoted && offer) {
+        shout(t("line.your_turn", { name: offer.name }));
+        if (current?.wait === event.hold) current.held(event);
+        else goOn(offer, event);
+      }
+      if (event.type === "wait.ended" && event.outcome === "closed" && offer) toast(t("line.ended", { name: offer.name }), "bad");
       if (event.type === "order.paid" && current?.order === event.order) current.paid(event);
       if (event.type === "payment.declined" && current?.order === event.order) current.declined(event);
       if (event.type === "hold.ended" && ["expired", "void"].includes(event.outcome) && current?.hold === event.hold)
@@ -96,20 +121,50 @@ function openPurchase(context, offer, ended) {
     );
     if (!reply) return;
     delete keys.reserve;
-    if (reply.outcome !== "held") {
-      failed(
-        t(`reserve_outcome.${reply.outcome}`, {
-          n: reply.available ?? 0,
-          limit: reply.outcome === "order_limit" ? offer.limit_per_order : offer.limit_per_viewer,
-        }),
-        purchase.chooseQuantity,
-      );
-      return;
-    }
-    purchase.hold = reply.hold;
-    purchase.priceMinor = reply.price_minor ?? offer.price_minor;
-    purchase.until = reply.expires_at;
+    if (reply.outcome === "held") purchase.held(reply);
+    else if (reply.outcome === "exhausted" && reply.waiting !== null) showLine(quantity, reply.waiting);
+    else failed(whyNotHeld(offer, reply), purchase.chooseQuantity);
+  }
+
+  purchase.held = (hold) => {
+    purchase.wait = null;
+    purchase.hold = hold.hold;
+    purchase.quantity = hold.quantity;
+    purchase.priceMinor = hold.price_minor ?? offer.price_minor;
+    purchase.until = hold.expires_at;
     askAddress();
+  };
+
+  function showLine(quantity, length) {
+    const join = el("button", { type: "button", class: "button primary wide", "data-first": true }, t("line.join"));
+    join.addEventListener("click", () => wait(quantity, join));
+    draw("hold", result("wait", "clock", t("line.title"), t("line.text", { n: length }), join, done()));
+  }
+
+  async function wait(quantity, button) {
+    const request = { offer: offer.id, quantity, key: keyOf("wait") };
+    const reply = await busy(button, () => context.client.rpc("inventory.wait", request), explain);
+    if (!reply || purchase.hold) return; // its turn came before the reply
+    delete keys.wait;
+    if (reply.outcome === "held") purchase.held({ ...reply, hold: reply.wait });
+    else if (reply.outcome === "waiting") inLine(reply);
+    else if (reply.outcome in LIKE_RESERVE) failed(whyNotHeld(offer, reply), purchase.chooseQuantity);
+    else failed(t(`wait_outcome.${reply.outcome}`));
+  }
+
+  function inLine(reply) {
+    purchase.wait = reply.wait;
+    const leave = el("button", { type: "button", class: "button quiet wide" }, t("line.leave"));
+    leave.addEventListener("click", async () => {
+      const left = () => context.client.rpc("inventory.leave", { wait: reply.wait, key: newKey() });
+      if ((await busy(leave, left, explain))?.outcome === "left") sheet.close();
+    });
+    const stay = el(
+      "button",
+      { type: "button", class: "button primary wide", "data-first": true, onclick: sheet.close },
+      t("line.stay"),
+    );
+    draw("hold", result("wait", "clock", t("line.waiting"), t("line.waiting_text", { n: reply.ahead }), stay, leave));
   }
 
   function askAddress() {
@@ -225,6 +280,11 @@ function openPurchase(context, offer, ended) {
   };
 
   return purchase;
+}
+
+function whyNotHeld(offer, reply) {
+  const limit = reply.outcome === "order_limit" ? offer.limit_per_order : offer.limit_per_viewer;
+  return t(`reserve_outcome.${reply.outcome}`, { n: reply.available ?? 0, limit });
 }
 
 /** A sheet that is closed before the order gives its hold back to the others at once. */

@@ -7,6 +7,7 @@ import { picture } from "../picture.js";
 import { available, offerStatus, shelf } from "../room-state.js";
 import { openSheet } from "../sheets.js";
 
+const BUYABLE = ["open", "line"];
 const WIDE = matchMedia("(min-width: 880px)");
 
 export function shelfPart(context) {
@@ -89,6 +90,10 @@ export function priceLine(offer) {
   );
 }
 
+function keywordLine(offer) {
+  return offer.keyword && el("p", { class: "small-text muted" }, t("viewer.keyword", { word: offer.keyword }));
+}
+
 function goodsCard(context, offer) {
   const pinned = context.state.pin === offer.id;
   const stock = stockLine(context, offer);
@@ -98,6 +103,7 @@ function goodsCard(context, offer) {
     picture(offer, 84),
     el("h3", {}, offer.name),
     el("p", { class: "origin" }, originOf(offer)),
+    keywordLine(offer),
     pinned && el("p", {}, el("span", { class: "badge good" }, t("viewer.explaining"))),
     el("div", { class: "foot-row" }, priceLine(offer), stock.button),
     stock.line,
@@ -152,7 +158,7 @@ function stockLine(context, offer) {
     const text = status === "open" ? t("viewer.buy") : t(`offer_status.${status}`);
     setText(button, text);
     button.setAttribute("aria-label", `${text}: ${offer.name}`);
-    button.setAttribute("aria-disabled", String(status !== "open"));
+    button.setAttribute("aria-disabled", String(!BUYABLE.includes(status)));
   };
   refresh();
   return { button, line, refresh };
@@ -160,7 +166,7 @@ function stockLine(context, offer) {
 
 function buy(context, offerId) {
   const offer = context.state.offers.get(offerId);
-  if (!offer || offerStatus(context.state, offer, serverNow()) !== "open") return;
+  if (!offer || !BUYABLE.includes(offerStatus(context.state, offer, serverNow()))) return;
   context.closeShelf?.();
   context.checkout.start(offer);
 }
@@ -194,6 +200,7 @@ function drawPinned(context) {
         el("h2", {}, offer.name),
         el("p", { class: "origin" }, originOf(offer)),
         priceLine(offer),
+        keywordLine(offer),
       ),
       stock.button,
       el("div", { class: "stock-line" }, ...stock.line.childNodes),
