@@ -26,7 +26,7 @@ local function forget_hold(id)
     add_count(hold, -hold.quantity)
   end
   memories[id] = false
-  if hold and hold.state ~= 'held' and hold.state ~= 'ordered' then keep(HOLDS, id, false) end
+  if hold and hold.state ~= 'waiting' and hold.state ~= 'held' and hold.state ~= 'ordered' then keep(HOLDS, id, false) end
 end
 
 local function forget_session(member, id)
