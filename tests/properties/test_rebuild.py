@@ -145,3 +145,13 @@ def test_units_that_were_given_back_stay_given_back_once() -> None:
         offers=before.offers | rebuilt.offers, holds=before.holds | rebuilt.holds, counts=before.counts, deadlines=before.deadlines
     )
     assert rebuild(again, _known({}, is_cut=False), 0).offers == {}
+
+
+def test_who_waits_goes_on_waiting_and_the_line_follows_from_it() -> None:
+    whole = engine_at({})
+    waits = record(9, "waiting", turn=3, deadline=0)  # of o2, one unit, for v0
+    before = Survivors(offers=whole.offers, holds={"h9": waits}, counts={}, deadlines={}, line=frozenset({"o2|000000000001|gone"}))
+    rebuilt = rebuild(before, _known({}, is_cut=False), 0)
+    assert rebuilt.line == {"o2|000000000003|h9": True, "o2|000000000001|gone": False}
+    assert rebuilt.offers == {"o2": whole.offers["o2"] | {"waiting": 1}}
+    assert (rebuilt.counts, rebuilt.holds, rebuilt.is_lost) == ({"o2|v0": 1}, {}, False)
