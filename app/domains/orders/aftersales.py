@@ -332,8 +332,8 @@ async def _undo(work: Work, order: Order, refund: Refund, reason: str) -> None:
     )
     await wallet.transfer_all(work, [back])
     if order.payment_id in {None, payment.id}:
-        order.refunded_minor = max(0, order.refunded_minor - refund.amount_minor)
-    if order.state == OrderState.REFUNDED:
+        order.refunded_minor = min(order.amount_minor, await store.sum_sent_back(work.session, payment.id))
+    if order.state == OrderState.REFUNDED and order.refunded_minor < order.amount_minor:
         shipped = OrderState.DELIVERED if order.delivered_at else OrderState.SHIPPED
         order.state = shipped if order.shipped_at else OrderState.PAID
     await work.session.flush()

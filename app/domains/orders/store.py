@@ -188,6 +188,13 @@ async def settle_refund(session: AsyncSession, refund_id: str, *, state: str, re
     return (await session.scalar(query)) is not None
 
 
+async def sum_sent_back(session: AsyncSession, payment: str) -> int:
+    """What of a payment went back: by refunds that did not fail, and by disputes that were lost."""
+    refunds = select(func.coalesce(func.sum(Refund.amount_minor), 0)).where(Refund.payment_id == payment, Refund.state != "failed")
+    disputes = select(func.coalesce(func.sum(Dispute.amount_minor), 0)).where(Dispute.payment_id == payment, Dispute.state == "lost")
+    return int(await session.scalar(refunds) or 0) + int(await session.scalar(disputes) or 0)
+
+
 async def lock_restocks(session: AsyncSession, order_ids: Collection[str]) -> list[Refund]:
     """Refunds of these orders whose units the engine does not have back yet."""
     query = select(Refund).where(Refund.order_id.in_(order_ids), Refund.restock > 0, Refund.restocked.is_(False))

@@ -275,6 +275,24 @@ async def test_a_dispute_sets_money_aside_and_takes_it_when_lost(shelf: Shelf, e
     await check_books(engines)
 
 
+async def test_a_refund_that_fails_after_a_lost_dispute_leaves_what_the_bank_took(
+    shelf: Shelf, engines: Engines, runtime: TestRuntime
+) -> None:
+    """The bank took all of it; the failure of a part that was sent back before used to make that part refundable a second time."""
+    order, payment = await paid(shelf, runtime, "sandbox_refund_fails")
+    await refund(engines, order, 500)
+    async with engines.work() as work:
+        await wallet.deposit(work, room_id="room1", amount_minor=1000, currency="CNY", reference="bank-1", by="root")
+    lost = {"id": "e1", "type": "dispute.lost", "payment": payment, "subject": "d1", "amount_minor": 1990, "currency": "CNY"}
+    assert await hear(engines, runtime, lost) == "dispute_lost"
+    await payments.call_providers(engines)
+    assert await hear_all(engines, runtime, payment) == ["refund_failed"]
+    found = await view(engines, order)
+    assert (found.state, found.refunded_minor) == ("refunded", 1990)
+    assert await balance(engines) == (1000, 0)
+    await check_books(engines)
+
+
 async def test_a_dispute_that_is_won_frees_the_money_whatever_the_order_of_notices(
     shelf: Shelf, engines: Engines, runtime: TestRuntime
 ) -> None:

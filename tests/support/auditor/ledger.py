@@ -11,7 +11,8 @@ from app.storage.work import Engines
 async def audit_ledger(engines: Engines) -> list[str]:
     """What is wrong, in words; empty when all holds."""
     async with engines.sql.read() as session:
-        return [*await _audit_accounts(session), *await _audit_envelopes(session), *await _audit_draws(session)]
+        parts = (_audit_accounts, _audit_envelopes, _audit_draws, _audit_refunds, _audit_disputes)
+        return [problem for part in parts for problem in await part(session)]
 
 
 async def _audit_accounts(session: AsyncSession) -> list[str]:
@@ -92,3 +93,43 @@ async def _audit_draws(session: AsyncSession) -> list[str]:
         )
     )
     return [f"{name} still holds {balance} though the draw is {state}" for name, balance, state in rows]
+
+
+async def _audit_refunds(session: AsyncSession) -> list[str]:
+    """Each refund is one movement, and one back if it failed; an order's total is what went back of its payment, at most all of it."""
+    rows = await session.execute(
+        text(
+            "select r.id, r.state, r.amount_minor,"
+            " (select posted_minor from transfers t where t.id = 'refund:' || r.id and t.state = 'posted'),"
+            " (select posted_minor from transfers t where t.id = 'refund_failed:' || r.id and t.state = 'posted') from refunds r"
+        )
+    )
+    problems = [
+        f"refund {refund_id} of {amount} is {state}, but {out} went out and {back} came back"
+        for refund_id, state, amount, out, back in rows
+        if (out, back) != (amount, amount if state == "failed" else None)
+    ]
+    orders = await session.execute(
+        text(
+            "select o.id, o.refunded_minor, least(o.amount_minor,"
+            " (select coalesce(sum(amount_minor), 0) from refunds r where r.payment_id = o.payment_id and r.state <> 'failed')"
+            " + (select coalesce(sum(amount_minor), 0) from disputes d where d.payment_id = o.payment_id and d.state = 'lost'))"
+            " from orders o where o.payment_id is not null"
+        )
+    )
+    return problems + [f"order {order_id} says {said} refunded, its rows {due}" for order_id, said, due in orders if said != due]
+
+
+async def _audit_disputes(session: AsyncSession) -> list[str]:
+    rows = await session.execute(
+        text(
+            "select d.id, d.state, d.covered, d.amount_minor,"
+            " (select sum(amount_minor) from transfers t where t.id in ('dispute:' || d.id, 'dispute:' || d.id || '\\:lost')"
+            "   and t.state = case d.state when 'open' then 'pending' else 'posted' end) from disputes d"
+        )
+    )
+    return [
+        f"dispute {dispute_id} of {amount} is {state}, but {moved} moved"
+        for dispute_id, state, covered, amount, moved in rows
+        if moved != (amount if covered and state != "won" else None)
+    ]
