@@ -32,6 +32,7 @@ from app.storage.work import Engines, Work
 log = structlog.get_logger()
 
 REPAIR_ROUNDS_MAX = 5
+REST_TIMES = 30  # as long as the pass before it
 ROOM_HOLDS_MAX = 50_000  # a larger room is left to the command: reading it would hold the engine up for longer than a batch of sales
 
 
@@ -75,7 +76,19 @@ async def _without_moved(engines: Engines, books: RoomBooks, found: Sequence[Dif
 
 
 async def reconcile_next(engines: Engines, rooms: Sequence[str]) -> None:
-    """One pass of the worker: one room, the next of its own. A difference is told to the team once, until it changes."""
+    """One pass of the worker: one room, the next of its own, and then a rest that is long beside it, as a large room is megabytes.
+
+    A difference is told to the team once, until it changes.
+    """
+    now_ms = engines.runtime.monotonic_ms()
+    if now_ms < engines.local.get("books.rest_until_ms", 0.0):
+        return
+    await _reconcile_one(engines, rooms)
+    took_ms = engines.runtime.monotonic_ms() - now_ms
+    engines.local["books.rest_until_ms"] = now_ms + took_ms * (1 + REST_TIMES)
+
+
+async def _reconcile_one(engines: Engines, rooms: Sequence[str]) -> None:
     known: dict[str, list[str]] = engines.local.setdefault("books.differences", {})
     for room_id in known.keys() - set(rooms):
         del known[room_id]

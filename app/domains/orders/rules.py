@@ -387,8 +387,9 @@ def find_order_differences(
         problem = None if order_id in under_way else _compare(order, books.holds.get(order_id))
         if problem:
             found.append(difference(order_id, f"order {order_id}: {problem[0]}", problem[1]))
+    known = orders.keys() | under_way
     for hold_id, hold in books.holds.items():
-        if hold.state in {HoldState.ORDERED, HoldState.SOLD} and hold.offer in books.offers and hold_id not in orders.keys() | under_way:
+        if hold.state in {HoldState.ORDERED, HoldState.SOLD} and hold.offer in books.offers and hold_id not in known:
             found.append(difference(hold_id, f"hold {hold_id}: {hold.state}, but there is no order in SQL", Remedy.WRITE))
     for offer_id, count in units.items():
         if count != sold[offer_id]:
