@@ -115,9 +115,8 @@ const canEdit = (context) =>
 function offerCard(context, offer) {
   const pinned = context.state.pin === offer.id;
   const left = el("b", { class: "number" });
-  const units = Object.fromEntries(
-    ["held", "ordered", "sold", "expired"].map((name) => [name, el("b", { class: "number", dataset: { units: name } })]),
-  );
+  const names = ["held", "ordered", "sold", "expired", ...(offer.selling_policy === "waitlist" ? ["waiting"] : [])];
+  const units = Object.fromEntries(names.map((name) => [name, el("b", { class: "number", dataset: { units: name } })]));
   const refresh = () => {
     setText(left, whole(context.state.stock.get(offer.id) ?? Math.max(0, offer.total - offer.sold)));
     const now = context.units?.get(offer.id) ?? { sold: offer.sold };
