@@ -129,6 +129,12 @@ class Settings(BaseSettings):
     outbox_attempts_max: Positive = 8
     room_lease_s: Positive = 10
     appendfsync: Literal["always", "everysec"] = "always"
+    replicas_min: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="of the sales engine that must have a hold, an order or a share of an envelope before it is acknowledged"
+    )
+    replicas_wait_ms: Annotated[int, Field(gt=0, le=4_000)] = Field(
+        default=1_000, description="for them; then the answer is a temporary error, and the same key gets the final one"
+    )
 
     # Payments and webhooks
     provider_timeout_s: Annotated[int, Field(gt=0, le=4)] = 4  # clients give a command up after 5 s

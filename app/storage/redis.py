@@ -15,6 +15,7 @@ import redis.asyncio as redis_asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import NoScriptError
+from redis.exceptions import TimeoutError as EngineTimeoutError
 
 from app.storage.resp import EngineLine, Part
 
@@ -51,6 +52,23 @@ class Script:
             return await client.line.call(("EVALSHA", self._sha, len(keys), *keys, *arguments))
         except NoScriptError:
             return await client.line.call(("EVAL", self.source, len(keys), *keys, *arguments))
+
+    async def call_replicated(
+        self, client: Redis, keys: Sequence[str], arguments: Sequence[Argument], *, replicas: int, wait_ms: int
+    ) -> Any:
+        """The same, answered once so many replicas have what it did. `WAIT` goes out behind the script in one write; while it
+        waits, what others ask on this line waits too.
+
+        Raises redis-py's TimeoutError when they have not by then: it is done, and a repetition with the same key waits for them again.
+        """
+        wait = ("WAIT", replicas, wait_ms)
+        try:
+            reply, reached = await client.line.call_all((("EVALSHA", self._sha, len(keys), *keys, *arguments), wait))
+        except NoScriptError:
+            reply, reached = await client.line.call_all((("EVAL", self.source, len(keys), *keys, *arguments), wait))
+        if reached < replicas:
+            raise EngineTimeoutError(f"{reached} of {replicas} replicas had the change after {wait_ms} ms")
+        return reply
 
     async def call_all(self, client: Redis, calls: Sequence[tuple[Sequence[str], Sequence[Argument]]]) -> list[Any]:
         """Many calls in one trip, each with keys of one hash tag. Not atomic as a whole; may be done twice, so only for what bears that."""

@@ -32,7 +32,6 @@ from redis.exceptions import (
     BusyLoadingError,
     NoScriptError,
     OutOfMemoryError,
-    ReadOnlyError,
     ResponseError,
 )
 from redis.exceptions import ConnectionError as EngineConnectionError
@@ -48,10 +47,15 @@ _pauses = ExponentialWithJitterBackoff(base=0.05, cap=0.5)  # seconds before the
 Part = str | bytes | int | float
 Command = Sequence[Part]
 
+
+class EngineDemotedError(EngineConnectionError):
+    """The engine has become a replica and did nothing: whoever stands at its address now is to be asked, over a new connection."""
+
+
 _ERRORS: dict[str, type[Exception]] = {
     "NOSCRIPT": NoScriptError,
     "LOADING": BusyLoadingError,  # a ConnectionError: asked again
-    "READONLY": ReadOnlyError,
+    "READONLY": EngineDemotedError,
     "OOM": OutOfMemoryError,
 }
 
@@ -115,6 +119,8 @@ class _Socket(asyncio.Protocol):
                     continue  # the caller went away
                 if isinstance(reply, Exception):
                     answer.set_exception(reply)
+                    if isinstance(reply, EngineDemotedError) and self._transport is not None:
+                        self._transport.abort()
                 else:
                     answer.set_result(reply)
         except (EngineConnectionError, IndexError):  # bytes that are no answers, or an answer that nobody asked for

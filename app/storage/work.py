@@ -33,7 +33,7 @@ from app.storage.audit import append_audit
 from app.storage.bulk import BulkInsert
 from app.storage.claims import current_claim, mark_done
 from app.storage.group_commit import GroupCommit
-from app.storage.redis import Redis, command_client
+from app.storage.redis import Argument, Redis, Script, command_client
 from app.storage.sql import Sql
 from app.storage.streams import Streams
 from app.storage.tables import Announcement
@@ -76,6 +76,14 @@ class Engines:
         if self.fanout is not self.sales:
             await self.fanout.aclose()
         await self.sql.close()
+
+    async def run_on_sales(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
+        """A script of the sales role: what it promises is on as many replicas as `replicas_min` says before anybody hears of it."""
+        settings = self.settings
+        if not settings.replicas_min:
+            return await script(self.sales, keys, arguments)
+        wait_ms = settings.replicas_wait_ms
+        return await script.call_replicated(self.sales, keys, arguments, replicas=settings.replicas_min, wait_ms=wait_ms)
 
     async def check(self) -> dict[str, str]:
         """What each engine answers: "ok", or the name of its failure. For readiness and the command line."""

@@ -5,6 +5,7 @@ Nobody sells from records that nobody has compared; what is acknowledged and in 
 
 import json
 import shutil
+import signal
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ from tests.support.builders import OpenRoom, open_room
 from tests.support.runtime import TestRuntime
 from tests.support.servers import Servers, make_schema, run_apart, running_servers
 from tests.support.shelf import Shelf
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -225,7 +227,8 @@ async def test_ids_of_the_outbox_never_go_back_behind_what_sql_has_read(show: Sh
     assert await show.audit() == []
 
 
-async def test_a_replica_that_lagged_takes_over(show: Show, runtime: TestRuntime) -> None:
+@contextmanager
+def master_and_replica(show: Show) -> Iterator[tuple[TcpValkey, TcpValkey]]:
     with a_free_port() as port:
         master = TcpValkey(show.servers.data_dir / "master")
         replica = TcpValkey(show.servers.data_dir / "replica")
@@ -235,17 +238,76 @@ async def test_a_replica_that_lagged_takes_over(show: Show, runtime: TestRuntime
     master.start()
     replica.start()
     try:
-        await _fail_over(show, runtime, master, replica)
+        yield master, replica
     finally:
-        master.stop()
-        replica.stop()
+        for engine in (master, replica):
+            engine.stop()
+            shutil.rmtree(engine.data_dir, ignore_errors=True)
 
 
-async def _fail_over(show: Show, runtime: TestRuntime, master: Valkey, replica: Valkey) -> None:
+async def test_a_replica_that_lagged_takes_over(show: Show, runtime: TestRuntime) -> None:
+    with master_and_replica(show) as (master, replica):
+        await _fail_over(show, runtime, master, replica)
+
+
+async def test_nothing_is_acknowledged_before_the_replicas_have_it(show: Show, runtime: TestRuntime) -> None:
+    with master_and_replica(show) as (master, replica):
+        old = _connected(show, runtime, master.url, replicas_min=1, replicas_wait_ms=2_000)
+        new = _connected(show, runtime, replica.url)
+        try:
+            await new.sales.execute_command("REPLICAOF", "127.0.0.1", master.port)
+            assert await old.sales.execute_command("WAIT", 1, 10_000) == 1
+            await renewal.recall_rooms(old)
+            await renewal.renew_room(old, show.room.room_id)
+            careful = Show(old, show.servers, show.room, Shelf(old, show.room.room_id, show.room.session_id))
+            held = await careful.hold(1)
+            assert await inventory.read_hold(new, held) is not None
+
+            assert replica.process is not None
+            replica.process.send_signal(signal.SIGSTOP)
+            assert await raises(lambda: careful.hold(2)) == "service_unavailable"
+            replica.process.send_signal(signal.SIGCONT)
+            await wait_until(lambda: old.sales.execute_command("WAIT", 1, 1000))
+            again = await careful.shelf.reserve(careful.offer, viewer="v2", key="k2")
+            assert (again.outcome, again.repeated) == ("held", True)
+            assert again.hold
+            assert await inventory.read_hold(new, again.hold) is not None
+        finally:
+            await old.close()
+            await new.close()
+
+
+async def test_an_engine_that_became_a_replica_is_a_passing_trouble(show: Show, runtime: TestRuntime) -> None:
+    """Its refusal once counted as a fault of ours, and the connection to it stayed for as long as it lived."""
+    with master_and_replica(show) as (master, replica):
+        old = _connected(show, runtime, master.url)
+        try:
+            await renewal.recall_rooms(old)
+            await renewal.renew_room(old, show.room.room_id)
+            demoted = Show(old, show.servers, show.room, Shelf(old, show.room.room_id, show.room.session_id))
+            held = await demoted.hold(1)
+            lines = await _lines(old)
+            await old.sales.execute_command("REPLICAOF", "127.0.0.1", replica.port)
+            assert await raises(lambda: demoted.hold(2)) == "service_unavailable"
+            assert not await _lines(old) & lines
+            await old.sales.execute_command("REPLICAOF", "NO", "ONE")
+            await demoted.work()
+            assert await demoted.hold(1) == held
+        finally:
+            await old.close()
+
+
+async def _lines(engines: Engines) -> set[str]:
+    """The connections that scripts go over."""
+    clients = await engines.sales.client_list()
+    return {client["id"] for client in clients if client["name"] == "jishi-line"}
+
+
+async def _fail_over(show: Show, runtime: TestRuntime, master: TcpValkey, replica: TcpValkey) -> None:
     old = _connected(show, runtime, master.url)
     new = _connected(show, runtime, replica.url)
     try:
-        await new.sales.execute_command("REPLICAOF", "127.0.0.1", master.port)  # type: ignore[attr-defined]  # a TcpValkey
+        await new.sales.execute_command("REPLICAOF", "127.0.0.1", master.port)
         await renewal.recall_rooms(old)
         await renewal.renew_room(old, show.room.room_id)
         before = Show(old, show.servers, show.room, Shelf(old, show.room.room_id, show.room.session_id))
@@ -284,8 +346,8 @@ async def _fail_over(show: Show, runtime: TestRuntime, master: Valkey, replica: 
         await new.close()
 
 
-def _connected(show: Show, runtime: TestRuntime, url: str) -> Engines:
-    return Engines.connect(show.engines.settings.model_copy(update={"redis_url": url}), runtime, build_registry())
+def _connected(show: Show, runtime: TestRuntime, url: str, **settings: int) -> Engines:
+    return Engines.connect(show.engines.settings.model_copy(update={"redis_url": url, **settings}), runtime, build_registry())
 
 
 async def test_prizes_in_escrow_come_back_from_what_draws_know(show: Show) -> None:

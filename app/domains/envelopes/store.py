@@ -54,7 +54,7 @@ async def load_engine(engines: Engines, envelope: Envelope, shares: Sequence[Env
     for share in takers:
         arguments += [share.viewer_id or "", f"{share.position} {share.amount_minor} "]
     arguments += [f"{share.position} {share.amount_minor}" for share in shares if share.viewer_id is None]
-    return await _load(engines.sales, _keys(envelope.id), arguments) == b"loaded"
+    return await engines.run_on_sales(_load, _keys(envelope.id), arguments) == b"loaded"
 
 
 async def grab_batch(engines: Engines, room_id: str, grabs: Sequence[Grab]) -> list[Grabbed]:
@@ -66,7 +66,7 @@ async def grab_batch(engines: Engines, room_id: str, grabs: Sequence[Grab]) -> l
     arguments: list[str | int] = [engines.runtime.script_now_ms(), len(numbers), *numbers]
     for grab in grabs:
         arguments += [numbers[grab.envelope_id], grab.viewer_id, grab.key, grab.refusal]
-    replies: list[bytes] = await _grab(engines.sales, keys, arguments)
+    replies: list[bytes] = await engines.run_on_sales(_grab, keys, arguments)
     return [
         Grabbed(replies[i].decode(), int(replies[i + 1]) if replies[i + 1] else None, int(replies[i + 2]) if replies[i + 2] else None)
         for i in range(0, len(replies), 3)
@@ -76,7 +76,7 @@ async def grab_batch(engines: Engines, room_id: str, grabs: Sequence[Grab]) -> l
 async def close_engine(engines: Engines, envelope_id: str, actor: str) -> str:
     """`closed`, `already`, `not_due` or `missing`. Without an actor only an envelope whose time is up is closed."""
     keys = [_keys(envelope_id)[0], outbox_key(room_of(envelope_id))]
-    reply: bytes = await _close(engines.sales, keys, [engines.runtime.script_now_ms(), envelope_id, actor])
+    reply: bytes = await engines.run_on_sales(_close, keys, [engines.runtime.script_now_ms(), envelope_id, actor])
     return reply.decode()
 
 

@@ -75,7 +75,7 @@ async def _run(
         _encoder.encode(members),
         *more,
     ]
-    reply = cast("bytes | list[int]", await script(engines.sales, sales_keys(room_id), arguments))
+    reply = cast("bytes | list[int]", await engines.run_on_sales(script, sales_keys(room_id), arguments))
     if isinstance(reply, list):
         raise Closed(reply)
     return reply

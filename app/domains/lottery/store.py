@@ -55,7 +55,7 @@ async def load_engine(engines: Engines, draw: Draw, viewers: Sequence[str], now_
     life_ms = max(0, closes_ms - now_ms) + engines.settings.hot_keys_ttl_s * 1000
     await register_room(engines, room_of(draw.id), for_ms=life_ms)
     arguments = [closes_ms, life_ms, draw.keyword, draw.entrants_max, *viewers]
-    return await _load(engines.sales, _keys(draw.id), arguments) == b"loaded"
+    return await engines.run_on_sales(_load, _keys(draw.id), arguments) == b"loaded"
 
 
 async def enter_batch(engines: Engines, room_id: str, members: Sequence[Entering]) -> list[Entered]:
@@ -67,14 +67,14 @@ async def enter_batch(engines: Engines, room_id: str, members: Sequence[Entering
     arguments: list[str | int] = [engines.runtime.script_now_ms(), len(numbers), *numbers]
     for member in members:
         arguments += [numbers[member.draw_id], member.viewer_id, member.name, member.key, member.keyword, member.refusal]
-    replies: list[bytes] = await _enter(engines.sales, keys, arguments)
+    replies: list[bytes] = await engines.run_on_sales(_enter, keys, arguments)
     return [Entered(replies[i].decode(), replies[i + 1].decode(), int(replies[i + 2])) for i in range(0, len(replies), 3)]
 
 
 async def close_engine(engines: Engines, draw_id: str, *, actor: str, reason: str = "") -> str:
     """`closed`, `already`, `not_due` or `missing`. With a reason it is cancelled instead of drawn."""
     keys = [*_keys(draw_id), outbox_key(room_of(draw_id))]
-    reply: bytes = await _close(engines.sales, keys, [engines.runtime.script_now_ms(), draw_id, actor, reason])
+    reply: bytes = await engines.run_on_sales(_close, keys, [engines.runtime.script_now_ms(), draw_id, actor, reason])
     return reply.decode()
 
 
