@@ -13,7 +13,7 @@ HELD = {"outcome": "held", "hold": "r-1", "expires_at": "t", "price_minor": 5}
 
 def test_what_was_acknowledged_is_there_after_the_death_of_every_process() -> None:
     said: list[str] = []
-    plan = Plan(operations=1_000_000, seed=7, kill_every_s=2, seconds_max=12, viewers=30, rooms=2, hold_s=1, payment_s=2, say=said.append)
+    plan = Plan(operations=1_000_000, seed=7, kill_every_s=1.2, seconds_max=6, viewers=30, rooms=2, hold_s=1, payment_s=2, say=said.append)
     verdict = run(plan)
     assert verdict.holds, said[-1]
     for role in ("postgres", "valkey", "web", "worker"):
