@@ -76,11 +76,11 @@ class Settings(BaseSettings):
     sweep_ms: Positive = 50
     sweep_ms_max: Positive = 125
     sweep_share_max: Annotated[float, Field(gt=0)] = Field(
-        default=0.125, description="of a core: a room whose chat sweeps take more has longer windows, up to `sweep_ms_max`"
+        default=0.14, description="of a core: a room whose chat sweeps take more has longer windows, up to `sweep_ms_max`"
     )
     stage_sweep_ms: Positive = 10
     pulse_wait_ms: Annotated[int, Field(ge=0)] = Field(default=250, description="for something that a reading can travel with")
-    chat_gather_ms: Positive = Field(default=25, description="lines of a busy chat that go to the nodes together")
+    chat_gather_ms: Positive = Field(default=12, description="lines of a busy chat that go to the nodes together")
     sweep_slice: Positive = 500
     send_buffer_shed_bytes: Positive = 64 * 1024
     send_buffer_bytes_max: Positive = 1024 * 1024
