@@ -466,7 +466,7 @@ EVENTS: tuple[type[Event], ...] = (
     AlertRaised,
 )
 
-AnyEvent = Union[EVENTS]  # type: ignore[valid-type]  # noqa: UP007 - msgspec builds its decoder from the union of the tuple
+AnyEvent = Union[EVENTS]  # noqa: UP007 - msgspec builds its decoder from the union of the tuple
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(AnyEvent)

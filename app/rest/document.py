@@ -43,7 +43,7 @@ def install_document(app: FastAPI, *, commands: Iterable[Command], tags: Mapping
             app.openapi_schema = build_document(app, listed, tags)
         return app.openapi_schema
 
-    app.openapi = openapi  # type: ignore[method-assign]  # the way FastAPI documents for an own document
+    app.openapi = openapi
 
 
 def build_document(app: FastAPI, commands: Iterable[Command], tags: Mapping[str, str]) -> dict[str, Any]:

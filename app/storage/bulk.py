@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.storage.sql import Table
 
-_dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves dialects untyped
+_dialect = postgresql.dialect()
 
 
 class BulkInsert:

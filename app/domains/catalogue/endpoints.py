@@ -87,7 +87,7 @@ async def list_products(
 @router.post("/products", status_code=201)
 async def create_product(engines: EnginesDep, caller: Annotated[Caller, require("product.edit")], body: ProductIn) -> ProductOut:
     async with engines.work() as work:
-        product = await service.create_product(work, owner_id=caller.id, **body.model_dump())
+        product = await service.create_product(work, service.ProductDraft(**body.model_dump()), owner_id=caller.id)
     return ProductOut.of(product)
 
 

@@ -81,9 +81,7 @@ class OfferDraft:
 # --- products -----------------------------------------------------------------------------------------------------------------------
 
 
-async def create_product(work: Work, *, owner_id: str = "system", **fields: str | date | None) -> Product:
-    """`fields` are those of ProductDraft; at least `name`."""
-    draft = ProductDraft(**fields)  # type: ignore[arg-type] - a wrong name or type fails here, as it should
+async def create_product(work: Work, draft: ProductDraft, *, owner_id: str = "system") -> Product:
     _check_product(draft.name, draft.return_policy)
     product = Product(
         id=work.runtime.new_id(),

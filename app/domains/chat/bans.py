@@ -48,7 +48,10 @@ def forget(engines: Engines, room_id: str) -> None:
 
 
 def _at_hand(engines: Engines) -> _AtHand:
-    return engines.local.setdefault("chat.bans", _AtHand())
+    at_hand: _AtHand | None = engines.local.get("chat.bans")
+    if at_hand is None:  # not `setdefault`, which would make one with every command
+        at_hand = engines.local["chat.bans"] = _AtHand()
+    return at_hand
 
 
 async def _look_up(engines: Engines, room_id: str, viewer_ids: Sequence[str]) -> list[bool | None]:

@@ -19,8 +19,16 @@ async def new_offer(engines: Engines, **terms: object) -> Offer:
 
 async def test_an_offer_copies_what_its_product_is_then(engines: Engines) -> None:
     async with engines.work() as work:
-        origin = {"village": "Longwu", "lot": "LW-1", "harvested_on": date(2026, 4, 2), "unit": "250 g", "image": "/t.svg"}
-        product = await catalogue.create_product(work, name="First flush", return_policy="fresh_no_return", **origin)
+        draft = catalogue.ProductDraft(
+            name="First flush",
+            return_policy="fresh_no_return",
+            village="Longwu",
+            lot="LW-1",
+            harvested_on=date(2026, 4, 2),
+            unit="250 g",
+            image="/t.svg",
+        )
+        product = await catalogue.create_product(work, draft)
     offer = await new_offer(engines, name="", product_id=product.id)
     async with engines.work() as work:
         await catalogue.change_product(work, product.id, {"lot": "LW-2", "name": "Second flush"})
