@@ -145,6 +145,9 @@ class Settings(BaseSettings):
     stripe_api_url: str = Field(default="", description="another address of Stripe's API, for tests; empty: the real one")
     payment_provider: Literal["sandbox", "stripe"] = Field(default="sandbox", description="who takes new payments; `sandbox` pretends")
     sandbox_payment_delay_ms: Annotated[int, Field(ge=0)] = 800
+    sandbox_retry_ms_max: Positive = Field(
+        default=60_000, description="until the sandbox repeats a webhook that nobody heard: 2 s at first, then twice as long each time"
+    )
     sandbox_amount_patterns: bool = Field(
         default=False, description="the last two digits of an amount choose how the sandbox behaves (docs/payments.md)"
     )

@@ -22,6 +22,7 @@ ROUNDS_BETWEEN_ALL = 5  # each round kills one of every role; after so many the 
 STOP_S_MAX = 60
 ENVIRONMENT = {
     "JISHI_SANDBOX_PAYMENT_DELAY_MS": "200",
+    "JISHI_SANDBOX_RETRY_MS_MAX": "2000",
     "JISHI_WEBHOOK_TIMEOUT_S": "1",
     "JISHI_WEBHOOK_ATTEMPTS_MAX": "1000",
     "JISHI_ROOM_LEASE_S": "2",

@@ -27,8 +27,7 @@ from app.storage.work import Engines
 
 SENT_AT_ONCE_MAX = 50  # webhooks of one pass of the worker
 SENDING_MAX = 10  # of these, at the same time
-RETRY_MS = 1000  # after a failed delivery, doubled each time
-RETRY_MS_MAX = 60_000
+RETRY_MS = 1000  # doubled after each failed delivery, up to `sandbox_retry_ms_max`
 SLOW_FACTOR = 10
 ANSWER_DAYS = 7  # for evidence in a dispute
 
@@ -181,7 +180,7 @@ async def _note_sent(engines: Engines, charge: SandboxCharge, *, heard: bool) ->
         next_step = len(charge.steps) - charge.left_to_send + 1
         wait_ms = charge.steps[next_step]["after_ms"] if 0 <= next_step < len(charge.steps) else 0
     else:
-        wait_ms = min(RETRY_MS * 2 ** min(charge.attempts, 10), RETRY_MS_MAX)
+        wait_ms = min(RETRY_MS * 2 ** min(charge.attempts, 10), engines.settings.sandbox_retry_ms_max)
     gives_up = not heard and charge.attempts >= engines.settings.webhook_attempts_max  # as real providers do after their days of retries
     async with engines.sql.begin() as session:
         due_at = _now(engines) + timedelta(milliseconds=wait_ms)

@@ -81,9 +81,11 @@ async def test_the_sandbox_pays_by_webhook(
     assert await audit_stock(engines, ["room1"]) == []
 
 
+@pytest.mark.parametrize(("retry_ms_max", "wait_ms"), [(60_000, 2000), (1500, 1500)])
 async def test_an_unheard_webhook_is_sent_again(
-    app: FastAPI, client: httpx2.AsyncClient, engines: Engines, shelf: Shelf, runtime: TestRuntime
+    app: FastAPI, client: httpx2.AsyncClient, engines: Engines, shelf: Shelf, runtime: TestRuntime, retry_ms_max: int, wait_ms: int
 ) -> None:
+    engines.settings.sandbox_retry_ms_max = retry_ms_max
     order = await buy(client, engines, await shelf.offer())
     runtime.advance(800)
     with socket.socket() as nobody:
@@ -92,7 +94,7 @@ async def test_an_unheard_webhook_is_sent_again(
         await settle_sandbox_payments(engines)
     assert (await command(client, engines, "order.get", order=order))["state"] == "placed"
     async with listening(app, engines):
-        runtime.advance(1999)
+        runtime.advance(wait_ms - 1)
         await settle_sandbox_payments(engines)
         assert (await command(client, engines, "order.get", order=order))["state"] == "placed"
         runtime.advance(1)
