@@ -125,3 +125,72 @@ async def test_nobody_waits_for_ever_when_the_process_ends(script: Script) -> No
     outcomes = await asyncio.gather(first, second, return_exceptions=True)
     assert [outcome.code for outcome in outcomes if isinstance(outcome, AppError)] == [SERVICE_UNAVAILABLE] * 2
     assert commit._lanes == {}
+
+
+# --- fair between viewers -------------------------------------------------------------------------------------------------------------
+
+
+async def blocked(commit: GroupCommit[int, int], script: Script) -> "asyncio.Future[int]":
+    """A batch of one command is under way and does not end before `script.gate` is set: what is submitted now queues."""
+    script.gate = asyncio.Event()
+    first = asyncio.ensure_future(commit.submit("r", -1))
+    await wait_until(lambda: script.batches)
+    return first
+
+
+async def test_one_command_waits_for_one_batch_however_many_another_viewer_has_sent(script: Script) -> None:
+    """First come, first served put it behind the thousand: ten batches."""
+    commit = group(script, queue_max=2000)
+    first = await blocked(commit, script)
+    flood = [commit.submit("r", number, viewer="ann") for number in range(1000)]
+    one = commit.submit("r", 5000, viewer="bo")
+    assert script.gate is not None
+    script.gate.set()
+    assert await asyncio.gather(first, one, *flood) == [-1, 5000, *range(1000)]
+    assert script.batches[1] == [0, 5000, *range(1, 99)]
+    assert [number for batch in script.batches for number in batch if number not in {-1, 5000}] == list(range(1000))
+    assert [len(batch) for batch in script.batches] == [1, *[100] * 10, 1]
+
+
+async def test_who_has_most_in_a_full_queue_is_refused_first(script: Script) -> None:
+    """Others were refused for the one who had filled it."""
+    commit = group(script, queue_max=5)
+    first = await blocked(commit, script)
+    flood = [commit.submit("r", number, viewer="ann") for number in range(5)]
+    others = [commit.submit("r", 10 + number, viewer=f"other-{number}") for number in range(4)]
+    with pytest.raises(AppError) as refusal:  # each has one now: who comes last is told
+        commit.submit("r", 20, viewer="late")
+    assert refusal.value.code is TOO_MANY_REQUESTS
+    with pytest.raises(AppError):
+        commit.submit("r", 5, viewer="ann")
+    assert script.gate is not None
+    script.gate.set()
+    outcomes = await asyncio.gather(first, *flood, *others, return_exceptions=True)
+    words = [outcome.code.word if isinstance(outcome, AppError) else outcome for outcome in outcomes]
+    assert words == [-1, 0, *["too_many_requests"] * 4, 10, 11, 12, 13]
+    assert script.batches == [[-1], [0, 10, 11, 12, 13]]
+
+
+async def test_commands_of_no_viewer_keep_their_order_and_give_way_to_nobody(script: Script) -> None:
+    commit = group(script, queue_max=3)
+    first = await blocked(commit, script)
+    rest = [commit.submit("r", number) for number in range(3)]
+    for viewer in ("", "ann"):
+        with pytest.raises(AppError):
+            commit.submit("r", 9, viewer=viewer)
+    assert script.gate is not None
+    script.gate.set()
+    assert await asyncio.gather(first, *rest) == [-1, 0, 1, 2]
+    assert script.batches == [[-1], [0, 1, 2]]
+
+
+async def test_a_command_that_made_room_may_have_been_left_by_its_caller(script: Script) -> None:
+    commit = group(script, queue_max=2)
+    first = await blocked(commit, script)
+    flood = [commit.submit("r", number, viewer="ann") for number in range(2)]
+    flood[1].cancel()
+    other = commit.submit("r", 7, viewer="bo")
+    assert script.gate is not None
+    script.gate.set()
+    assert await asyncio.gather(first, flood[0], other) == [-1, 0, 7]
+    assert script.batches == [[-1], [0, 7]]

@@ -37,7 +37,7 @@ async def is_banned(engines: Engines, room_id: str, viewer_id: str) -> bool | No
     known = _at_hand(engines).rooms.get(room_id)
     if known is not None and engines.runtime.monotonic_ms() - known.read_at_ms < AGE_MS_MAX:
         return viewer_id in known.banned
-    return await engines.group_commit("ban", _look_up).submit(room_id, viewer_id)
+    return await engines.group_commit("ban", _look_up).submit(room_id, viewer_id, viewer=viewer_id)
 
 
 def forget(engines: Engines, room_id: str) -> None:

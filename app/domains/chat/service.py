@@ -79,7 +79,7 @@ async def send(engines: Engines, caller: Caller, room_id: str, *, text: str, key
         line=msgspec.json.encode(line),
         skips_slow_mode=bool(line.role),
     )
-    admission = await engines.group_commit("chat", _admit_batch).submit(room_id, submission)
+    admission = await engines.group_commit("chat", _admit_batch).submit(room_id, submission, viewer=caller.id)
     sent = await _answer(engines, room_id, line, admission)
     if sent.outcome is ChatOutcome.SENT and not line.role and caller.may("inventory.reserve", room_id):
         return msgspec.structs.replace(sent, reservation=await _buy(engines, room_id, line))

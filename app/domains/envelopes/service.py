@@ -169,11 +169,11 @@ async def grab(engines: Engines, *, envelope_id: str, viewer_id: str, key: str, 
     room_id = room_of(envelope_id)
     if not room_id:
         raise AppError(NOT_FOUND, "no such envelope")
-    grabbed = await group.submit(room_id, attempt)
+    grabbed = await group.submit(room_id, attempt, viewer=viewer_id)
     if grabbed.word == "missing":
         async with engines.sql.read() as session:
             known_open = await _load(engines, session, envelope_id)
-        grabbed = await group.submit(room_id, attempt) if known_open else await _grab_from_sql(engines, attempt)
+        grabbed = await group.submit(room_id, attempt, viewer=viewer_id) if known_open else await _grab_from_sql(engines, attempt)
     return EnvelopeGrabbed(
         outcome=GrabOutcome(grabbed.word), envelope=envelope_id, amount_minor=grabbed.amount_minor, position=grabbed.position
     )

@@ -74,7 +74,7 @@ async def reserve(
         "ttl": ttl_ms or engines.settings.hold_ttl_s * 1000,
         "escrow": escrow,
     }
-    answer = await engines.group_commit("reserve", store.reserve_batch).submit(room_id, member)
+    answer = await engines.group_commit("reserve", store.reserve_batch).submit(room_id, member, viewer=viewer_id)
     _refuse_mistakes(answer.word, offer_id)
     outcome = RESERVE_WORDS[answer.word]
     if outcome is not ReserveOutcome.HELD:
@@ -116,7 +116,7 @@ async def wait(engines: Engines, *, viewer_id: str, offer_id: str, quantity: int
         "escrow": False,
         "line_max": engines.settings.waitlist_length_max,
     }
-    answer = await engines.group_commit("reserve", store.reserve_batch).submit(room_id, member)
+    answer = await engines.group_commit("reserve", store.reserve_batch).submit(room_id, member, viewer=viewer_id)
     _refuse_mistakes(answer.word, offer_id)
     outcome = WAIT_WORDS[answer.word]
     stands = outcome in {WaitOutcome.WAITING, WaitOutcome.HELD}
@@ -242,7 +242,8 @@ def scope(scoped: str, what: str) -> str:
 
 async def _move(engines: Engines, hold_id: str, **member: Any) -> MoveAnswer:
     room_id = scope(hold_id, "hold")
-    return await engines.group_commit("move", store.move_batch).submit(room_id, {"id": hold_id, **member})
+    group = engines.group_commit("move", store.move_batch)
+    return await group.submit(room_id, {"id": hold_id, **member}, viewer=member.get("viewer", ""))
 
 
 # --- because time passed -------------------------------------------------------------------------------------------------------------

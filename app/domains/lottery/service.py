@@ -195,14 +195,14 @@ async def enter(
         raise AppError(NOT_FOUND, "no such draw")
     member = store.Entering(draw_id, viewer_id, name, key, normal_keyword(keyword), "staff" if is_staff else "")
     group = engines.group_commit("enter", store.enter_batch)
-    entered = await group.submit(room_id, member)
+    entered = await group.submit(room_id, member, viewer=viewer_id)
     if entered.word == "missing":
         async with engines.sql.read() as session:
             known_open = await _load(engines, session, draw_id)
             known = await store.fetch_draw(session, draw_id)
         if known is None or known.state == "preparing":
             raise AppError(NOT_FOUND, "no such draw")
-        entered = await group.submit(room_id, member) if known_open else store.Entered("closed", "", known.entrants)
+        entered = await group.submit(room_id, member, viewer=viewer_id) if known_open else store.Entered("closed", "", known.entrants)
     if entered.word == "key_reused":
         raise AppError(KEY_REUSED, "this key has entered the draw with another keyword; take a new key")
     return DrawEntered(outcome=EnterOutcome(entered.word), draw=draw_id, condition=entered.condition, entrants=entered.entrants)

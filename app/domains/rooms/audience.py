@@ -124,7 +124,7 @@ async def like(engines: Engines, viewer_id: str, room_id: str, count: int) -> st
         await _check_room(engines, room_id)
         return "closed"
     _spend(engines, f"{room_id} {viewer_id}", count)
-    await engines.group_commit("like", _add_likes).submit(room_id, count)
+    await engines.group_commit("like", _add_likes).submit(room_id, count, viewer=viewer_id)
     return "done"
 
 
