@@ -17,7 +17,6 @@ import asyncio
 import binascii
 import hmac
 import math
-import ssl
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from app.core.caller import Caller
 from app.core.errors import AppError
 from app.core.metrics import JWKS_FETCHES
 from app.core.settings import COMPANY_ALGORITHMS, Settings, split_words
+from app.core.tls import trusted_tls
 from app.domains.accounts import rules
 from app.domains.accounts.rules import Identity
 from app.protocol.codes import BAD_REQUEST, CLOSE_PERMISSION_DENIED, SERVICE_UNAVAILABLE, TOKEN_EXPIRED, UNAUTHORIZED
@@ -345,7 +345,7 @@ async def _download(settings: Settings) -> bytes:
     import httpx2  # noqa: PLC0415 - only where keys are fetched; `jishi token` starts in half the time without it
 
     # Neither the environment's proxies nor a redirect decide where keys come from.
-    async with httpx2.AsyncClient(timeout=settings.jwks_timeout_s, follow_redirects=False, trust_env=False, verify=_tls()) as client:
+    async with httpx2.AsyncClient(timeout=settings.jwks_timeout_s, follow_redirects=False, trust_env=False, verify=trusted_tls()) as client:
         headers = {"accept": "application/json", "accept-encoding": "identity"}
         async with client.stream("GET", settings.jwks_url, headers=headers) as response:
             if response.status_code != 200:
@@ -356,11 +356,6 @@ async def _download(settings: Settings) -> bytes:
                 if len(body) > KEY_SET_BYTES_MAX:
                     raise ValueError(f"more than {KEY_SET_BYTES_MAX} bytes")
             return bytes(body)
-
-
-@lru_cache(maxsize=1)
-def _tls() -> ssl.SSLContext:
-    return ssl.create_default_context()
 
 
 class _Document(msgspec.Struct):

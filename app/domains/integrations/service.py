@@ -8,11 +8,9 @@ Invariants
 
 import asyncio
 import socket
-import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import lru_cache
 from urllib.parse import urlsplit
 
 import httpx2
@@ -20,6 +18,7 @@ import msgspec
 
 from app.core.errors import AppError
 from app.core.metrics import WEBHOOK_DELIVERIES
+from app.core.tls import trusted_tls
 from app.domains.integrations import rules, store
 from app.domains.integrations.tables import WebhookAttempt, WebhookEndpoint
 from app.protocol.codes import BAD_REQUEST, CONFLICT, NOT_FOUND
@@ -158,7 +157,7 @@ async def deliver_webhooks(engines: Engines) -> None:
         return
     timeout = httpx2.Timeout(engines.settings.webhook_timeout_s)
     # The environment's proxies are not asked: they would connect to an address that was never checked.
-    async with httpx2.AsyncClient(timeout=timeout, follow_redirects=False, trust_env=False, verify=_tls()) as client:
+    async with httpx2.AsyncClient(timeout=timeout, follow_redirects=False, trust_env=False, verify=trusted_tls()) as client:
         await asyncio.gather(*(_deliver(engines, client, item) for item in leased))
 
 
@@ -220,11 +219,6 @@ async def resolve_checked(url: str, *, private_allowed: bool) -> str:
     if not private_allowed and not all(rules.is_public_address(address) for address in addresses):
         raise RefusedAddress("the host has a private or loopback address")
     return addresses[0]
-
-
-@lru_cache(maxsize=1)
-def _tls() -> ssl.SSLContext:
-    return ssl.create_default_context()
 
 
 async def _record(engines: Engines, item: Leased, answer: Answer) -> None:

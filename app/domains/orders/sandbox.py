@@ -18,6 +18,7 @@ import structlog
 from app.core.errors import AppError
 from app.core.metrics import WEBHOOK_DELIVERIES
 from app.core.settings import Settings
+from app.core.tls import trusted_tls
 from app.domains.orders import store
 from app.domains.orders.providers import ProviderRefused, Taken
 from app.domains.orders.rules import SIGNATURE_HEADER, PaymentNotice, sign, signature_fits
@@ -154,7 +155,10 @@ async def settle_sandbox_payments(engines: Engines) -> None:
     if not charges:
         return
     gate = asyncio.Semaphore(SENDING_MAX)
-    async with httpx2.AsyncClient(timeout=engines.settings.webhook_timeout_s, trust_env=False) as client, asyncio.TaskGroup() as group:
+    async with (
+        httpx2.AsyncClient(timeout=engines.settings.webhook_timeout_s, trust_env=False, verify=trusted_tls()) as client,
+        asyncio.TaskGroup() as group,
+    ):
         for charge in charges:
             group.create_task(_send(engines, client, gate, charge))
 

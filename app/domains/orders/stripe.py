@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from app.core.errors import AppError
 from app.core.settings import Settings
+from app.core.tls import trusted_tls
 from app.domains.orders.providers import ProviderAway, ProviderRefused, Taken
 from app.domains.orders.rules import PaymentNotice
 from app.domains.orders.tables import Payment, ProviderCall
@@ -40,7 +41,10 @@ class _Http(stripe.HTTPClient):
         self, method: str, url: str, headers: Mapping[str, str] | None, post_data: Any = None, **_: Any
     ) -> tuple[bytes, int, Mapping[str, str]]:
         try:
-            async with asyncio.timeout(self._timeout_s), httpx2.AsyncClient(timeout=self._timeout_s, trust_env=False) as client:
+            async with (
+                asyncio.timeout(self._timeout_s),
+                httpx2.AsyncClient(timeout=self._timeout_s, trust_env=False, verify=trusted_tls()) as client,
+            ):
                 answer = await client.request(method, url, headers=headers, content=post_data)
         except (httpx2.HTTPError, TimeoutError) as failure:
             raise stripe.APIConnectionError(type(failure).__name__, should_retry=False) from failure
