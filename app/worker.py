@@ -21,21 +21,29 @@ from app.core.metrics import LOOP_FAILURES, LOOP_RUNS
 from app.core.runtime import Runtime
 from app.core.settings import Settings
 from app.domains.analytics.service import push_figures, refresh_reports, sample_figures
+from app.domains.analytics.store import SHOW_IS_LIVE
+from app.domains.catalogue.store import STEP_IS_DUE
 from app.domains.chat.service import archive_chat, prune_keys
 from app.domains.envelopes.service import end_due_envelopes
+from app.domains.envelopes.store import ENVELOPE_IS_DUE
 from app.domains.integrations.service import deliver_webhooks, expire_webhook_deliveries
+from app.domains.integrations.store import DELIVERY_IS_DUE
 from app.domains.inventory.renewal import recall_rooms, renew_rooms
 from app.domains.inventory.service import expire_sales, forget_hold_notes
 from app.domains.lottery.service import close_due_draws
+from app.domains.lottery.store import DRAW_IS_DUE
 from app.domains.orders.aftersales import deliver_after_days
 from app.domains.orders.disputes import settle_owed_disputes
 from app.domains.orders.payments import call_providers
 from app.domains.orders.reconciliation import reconcile_next
 from app.domains.orders.returns import run_due_returns
 from app.domains.orders.sandbox import settle_sandbox_payments
+from app.domains.orders.store import CALL_IS_DUE, CHARGE_IS_DUE
 from app.domains.rooms.service import pulse_rooms, take_price_steps
+from app.domains.rooms.store import SHOW_IS_ON_AIR
 from app.rest.idempotency import expire_idempotency_records
-from app.storage.announcements import announce_room
+from app.storage.announcements import ANNOUNCEMENT_WAITS, announce_room
+from app.storage.due import Condition, Watch
 from app.storage.durability import watch_durability
 from app.storage.intake import find_waiting, list_rooms, take_in_room
 from app.storage.redis import engine_now_ms
@@ -46,6 +54,7 @@ PASS_S_MAX = 60.0  # an engine that never answers ends a pass; the next one star
 STOP_S_MAX = 10.0
 ROOMS_AT_ONCE = 16
 INTAKE_ROUNDS_MAX = 20  # in one pass: then it is looked again which rooms are ours
+LOOK_MS = 250  # between two looks at what is due in SQL
 LEASE_PREFIX = "jishi:lease:intake:"
 WORKERS_KEY = "jishi:workers"  # sorted set: who takes in, until when that is sure (ms by the engine's clock)
 
@@ -54,11 +63,12 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """`run(engines)` is one pass; the next begins `every_ms` after the end of this one."""
+    """`run(engines)` is one pass; the next begins `every_ms` after the end of this one, or later: once `due` holds."""
 
     name: str
     run: Callable[[Engines], Awaitable[Any]]
     every_ms: int
+    due: Condition | None = None
 
 
 @dataclass(slots=True)
@@ -168,25 +178,25 @@ async def take_in(engines: Engines, leases: RoomLeases) -> None:
 
 # Other domains add their lines here: what falls due, what is projected, what is cleaned up.
 LOOPS: tuple[Loop, ...] = (
-    Loop("announce", announce, 1000),
-    Loop("pulse", pulse_rooms, 1000),
+    Loop("announce", announce, 1000, ANNOUNCEMENT_WAITS),
+    Loop("pulse", pulse_rooms, 1000, SHOW_IS_ON_AIR),
     Loop("expire_sales", expire_sales, 250),
-    Loop("take_price_steps", take_price_steps, 250),
-    Loop("call_providers", call_providers, 250),
+    Loop("take_price_steps", take_price_steps, 250, STEP_IS_DUE),
+    Loop("call_providers", call_providers, 250, CALL_IS_DUE),
     Loop("renew_rooms", renew_rooms, 100),
     Loop("recall_rooms", recall_rooms, 2000),
-    Loop("settle_sandbox_payments", settle_sandbox_payments, 250),
+    Loop("settle_sandbox_payments", settle_sandbox_payments, 250, CHARGE_IS_DUE),
     Loop("run_due_returns", run_due_returns, 10_000),
     Loop("deliver_after_days", deliver_after_days, 60_000),
     Loop("settle_owed_disputes", settle_owed_disputes, 30_000),
-    Loop("close_due_draws", close_due_draws, 250),
-    Loop("end_due_envelopes", end_due_envelopes, 500),
+    Loop("close_due_draws", close_due_draws, 250, DRAW_IS_DUE),
+    Loop("end_due_envelopes", end_due_envelopes, 500, ENVELOPE_IS_DUE),
     Loop("archive_chat", archive_chat, 500),
-    Loop("push_figures", push_figures, 2000),
-    Loop("sample_figures", sample_figures, 3000),
+    Loop("push_figures", push_figures, 2000, SHOW_IS_LIVE),
+    Loop("sample_figures", sample_figures, 3000, SHOW_IS_LIVE),
     Loop("refresh_reports", refresh_reports, 3000),
     Loop("prune_chat_keys", prune_keys, 600_000),
-    Loop("deliver_webhooks", deliver_webhooks, 1000),
+    Loop("deliver_webhooks", deliver_webhooks, 1000, DELIVERY_IS_DUE),
     Loop("expire_webhook_deliveries", expire_webhook_deliveries, 600_000),
     Loop("forget_hold_notes", forget_hold_notes, 60_000),
     Loop("expire_idempotency_records", expire_idempotency_records, 60_000),
@@ -216,10 +226,19 @@ async def run_loops(engines: Engines, stopping: asyncio.Event, *, owner: str, lo
     async def reconcile(engines: Engines) -> None:
         await reconcile_next(engines, sorted(leases.held))
 
-    shared = (Loop("intake", intake, 50), Loop("reconcile", reconcile, 2000))  # of the rooms that are this worker's
-    tasks = [asyncio.create_task(_run_loop(engines, loop, stopping), name=loop.name) for loop in (*loops, *shared)]
+    conditions = {loop.name: loop.due for loop in loops if loop.due is not None}
+    wakes, watch = {name: asyncio.Event() for name in conditions}, Watch(conditions)
+
+    async def look(engines: Engines) -> None:
+        for name in await watch.find_due(engines) if conditions else ():
+            wakes[name].set()
+
+    shared = (Loop("intake", intake, 50), Loop("reconcile", reconcile, 2000), Loop("look", look, LOOK_MS))
+    tasks = [asyncio.create_task(_run_loop(engines, loop, stopping, wakes.get(loop.name)), name=loop.name) for loop in (*loops, *shared)]
     log.info("worker started", loops=[task.get_name() for task in tasks])
     await stopping.wait()
+    for wake in wakes.values():
+        wake.set()
     _, late = await asyncio.wait(tasks, timeout=STOP_S_MAX)
     for task in late:
         log.warning("loop cut off", loop=task.get_name())
@@ -229,9 +248,14 @@ async def run_loops(engines: Engines, stopping: asyncio.Event, *, owner: str, lo
     log.info("worker stopped")
 
 
-async def _run_loop(engines: Engines, loop: Loop, stopping: asyncio.Event) -> None:
+async def _run_loop(engines: Engines, loop: Loop, stopping: asyncio.Event, wake: asyncio.Event | None) -> None:
     failures = 0
-    while not stopping.is_set():
+    while True:
+        if wake:
+            await wake.wait()
+            wake.clear()  # before the pass: what comes due while it runs must not be missed
+        if stopping.is_set():
+            return
         LOOP_RUNS.labels(loop.name).inc()
         try:
             async with asyncio.timeout(PASS_S_MAX):

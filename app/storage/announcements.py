@@ -11,11 +11,12 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 import structlog
-from sqlalchemy import func, select, text, update
+from sqlalchemy import exists, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.metrics import DEAD_LETTERS
 from app.protocol.events import Event, decode_event
+from app.storage.due import Condition
 from app.storage.streams import Publication
 from app.storage.tables import Announcement, DeadLetter
 from app.storage.work import Engines, Work, is_away
@@ -24,6 +25,8 @@ BATCH_MAX = 500
 LOCK_WAIT_MS = 3000
 
 _FORGET = text("delete from announcements where id = any(cast(:ids as bigint[]))")
+
+ANNOUNCEMENT_WAITS: Condition = exists().select_from(Announcement)
 
 log = structlog.get_logger()
 

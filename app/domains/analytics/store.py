@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, false, func, or_, select, text, true, update
+from sqlalchemy import ColumnElement, and_, exists, false, func, or_, select, text, true, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.domains.analytics.tables import OfferReading, OrderFact, SessionFigures, SessionMinute
 from app.domains.inventory.rules import Stock
 from app.storage.bulk import BulkInsert
+from app.storage.due import Condition
 from app.storage.work import Engines
 
 
@@ -71,6 +72,9 @@ async def set_report(session: AsyncSession, session_id: str, report: dict[str, A
 async def list_live(session: AsyncSession, limit: int) -> Sequence[SessionFigures]:
     query = select(SessionFigures).where(SessionFigures.live == true()).order_by(SessionFigures.session_id).limit(limit)
     return (await session.scalars(query)).all()
+
+
+SHOW_IS_LIVE: Condition = exists().where(SessionFigures.live == true())
 
 
 async def list_reports_due(

@@ -3,10 +3,11 @@
 from collections.abc import Collection
 from datetime import datetime
 
-from sqlalchemy import func, or_, select, tuple_, update
+from sqlalchemy import exists, func, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.domains.catalogue.tables import Offer, Product
+from app.storage.due import ENGINE_NOW, Condition
 
 
 async def fetch_product(session: AsyncSession, product_id: str) -> Product | None:
@@ -43,6 +44,9 @@ async def list_due_steps(session: AsyncSession, at: datetime, limit: int) -> lis
     """Ids of offers whose next price step is due, the one that waits longest first."""
     query = select(Offer.id).where(Offer.next_step_at <= at).order_by(Offer.next_step_at, Offer.id).limit(limit)
     return list(await session.scalars(query))
+
+
+STEP_IS_DUE: Condition = exists().where(Offer.next_step_at <= ENGINE_NOW)
 
 
 async def list_keywords(session: AsyncSession, session_id: str) -> list[tuple[str, str]]:

@@ -301,8 +301,7 @@ async def end_due_envelopes(engines: Engines) -> None:
     """A loop of the worker: closes what has run out, and tells rooms what the once-a-second rule kept back."""
     async with engines.sql.read() as session:
         due = await store.list_due(session, datetime.fromtimestamp(await _now_ms(engines) / 1000, UTC), SWEEP_MAX)
-        shown_before = datetime.fromtimestamp((engines.runtime.now_ms() - SHOWN_EVERY_MS) / 1000, UTC)
-        unshown = await store.list_unshown(session, shown_before, SWEEP_MAX)
+        unshown = await store.list_unshown(session, engines.runtime.now(), SWEEP_MAX)
     for envelope_id in due:
         await close_envelope(engines, envelope_id)
     for envelope_id in unshown:

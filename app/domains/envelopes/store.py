@@ -5,16 +5,17 @@ Engine keys of one envelope, all under the room's hash tag: `{room}:envelope:<id
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
-from sqlalchemy import and_, insert, or_, select, text
+from sqlalchemy import Select, and_, insert, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.ids import room_of
-from app.domains.envelopes.rules import CommittedShare
+from app.domains.envelopes.rules import SHOWN_EVERY_MS, CommittedShare
 from app.domains.envelopes.tables import Envelope, EnvelopeShare
+from app.storage.due import ENGINE_NOW, NOW, Condition, Time
 from app.storage.intake import outbox_key, register_room
 from app.storage.redis import Script
 from app.storage.work import Engines
@@ -138,16 +139,25 @@ async def take_shares(session: AsyncSession, taken: Sequence[tuple[str, int, str
 
 
 async def list_due(session: AsyncSession, now: datetime, limit: int) -> Sequence[str]:
-    query = select(Envelope.id).where(Envelope.state == "open", Envelope.expires_at <= now).order_by(Envelope.expires_at).limit(limit)
-    return (await session.scalars(query)).all()
+    return (await session.scalars(_due(now).order_by(Envelope.expires_at).limit(limit))).all()
 
 
-async def list_unshown(session: AsyncSession, shown_before: datetime, limit: int) -> Sequence[str]:
+async def list_unshown(session: AsyncSession, now: datetime, limit: int) -> Sequence[str]:
     """Open envelopes of which shares were taken since the last event, which is old enough."""
-    query = select(Envelope.id).where(
-        Envelope.state == "open", Envelope.remaining != Envelope.shown_remaining, Envelope.shown_at <= shown_before
-    )
-    return (await session.scalars(query.limit(limit))).all()
+    return (await session.scalars(_unshown(now).limit(limit))).all()
+
+
+def _due(now: Time) -> Select[str]:
+    return select(Envelope.id).where(Envelope.state == "open", Envelope.expires_at <= now)
+
+
+def _unshown(now: Time) -> Select[str]:
+    shown_before = now - timedelta(milliseconds=SHOWN_EVERY_MS)
+    taken = Envelope.remaining != Envelope.shown_remaining
+    return select(Envelope.id).where(Envelope.state == "open", taken, Envelope.shown_at <= shown_before)
+
+
+ENVELOPE_IS_DUE: Condition = or_(_due(ENGINE_NOW).exists(), _unshown(NOW).exists())
 
 
 async def list_open(session: AsyncSession, room_id: str) -> Sequence[Envelope]:

@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
-from sqlalchemy import delete, func, select, text, update
+from sqlalchemy import delete, exists, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.domains.integrations.tables import WebhookAttempt, WebhookDelivery, WebhookEndpoint
 from app.storage.bulk import BulkInsert
+from app.storage.due import NOW, Condition
 
 _ENDPOINTS_LOCK = "select pg_advisory_xact_lock(hashtextextended('integrations:endpoints', 0))"
 
@@ -95,6 +96,9 @@ async def lease_due(
     return leased
 
 
+DELIVERY_IS_DUE: Condition = exists().where(WebhookDelivery.state == "pending", WebhookDelivery.next_attempt_at <= NOW)
+
+
 async def finish_attempt(
     session: AsyncSession, *, delivery_id: str, attempt: int, state: str, next_attempt_at: datetime, record: WebhookAttempt
 ) -> None:
@@ -102,8 +106,8 @@ async def finish_attempt(
     ours = (WebhookDelivery.id == delivery_id, WebhookDelivery.attempts == attempt, WebhookDelivery.state == "pending")
     change = update(WebhookDelivery).where(*ours).values(state=state, next_attempt_at=next_attempt_at)
     await session.execute(change)
-    exists = await session.scalar(select(WebhookDelivery.id).where(WebhookDelivery.id == delivery_id).with_for_update(key_share=True))
-    if exists:  # else the endpoint was deleted while this was under way
+    found = await session.scalar(select(WebhookDelivery.id).where(WebhookDelivery.id == delivery_id).with_for_update(key_share=True))
+    if found:  # else the endpoint was deleted while this was under way
         session.add(record)
 
 

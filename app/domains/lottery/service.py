@@ -11,7 +11,7 @@ Not here: conditions that need evidence over time, randomness from several parti
 """
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -59,7 +59,6 @@ from app.storage.work import Engines, Work
 log = structlog.get_logger()
 
 SWEEP_MAX = 50  # draws that one pass of the worker's loop looks at, of each kind
-STRANDED_AFTER_MS = 60_000
 TAKE_IN_ROUNDS_MAX = 20
 
 
@@ -416,11 +415,10 @@ async def _close_engine(engines: Engines, draw_id: str, *, actor: str = "", reas
 async def close_due_draws(engines: Engines) -> None:
     """A loop of the worker: closes what is due, delivers prizes, clears up openings that were cut off."""
     now_ms = await _now_ms(engines)
-    stranded_before = engines.runtime.now() - timedelta(milliseconds=STRANDED_AFTER_MS)
     async with engines.sql.read() as session:
         due = await store.list_due(session, datetime.fromtimestamp(now_ms / 1000, UTC), SWEEP_MAX)
         unsettled = await store.list_unsettled(session, SWEEP_MAX)
-        stranded = await store.list_stranded(session, stranded_before, SWEEP_MAX)
+        stranded = await store.list_stranded(session, engines.runtime.now(), SWEEP_MAX)
     for draw_id in due:
         await _close_engine(engines, draw_id)
     for draw_id in stranded:

@@ -5,16 +5,17 @@ the deadline; what must last is in SQL by then.
 """
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import and_, func, or_, select, update
+from sqlalchemy import Select, and_, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.ids import room_of
 from app.domains.lottery.tables import Draw, DrawEntry, DrawPrize, DrawWinner
+from app.storage.due import ENGINE_NOW, NOW, Condition, Time
 from app.storage.intake import outbox_key, register_room
 from app.storage.redis import Script
 from app.storage.work import Engines
@@ -24,6 +25,7 @@ _load = Script(_HERE / "load.lua")
 _enter = Script(_HERE / "enter.lua")
 _close = Script(_HERE / "close.lua")
 
+STRANDED_AFTER = timedelta(minutes=1)  # an opening takes a second
 INSERT_ROWS_MAX = 2000  # PostgreSQL takes at most 32,767 parameters a statement
 
 
@@ -136,14 +138,12 @@ async def mark_delivered(session: AsyncSession, draw_id: str, unit: int, order_i
 
 
 async def list_due(session: AsyncSession, now: datetime, limit: int) -> Sequence[str]:
-    query = select(Draw.id).where(Draw.state == "open", Draw.closes_at <= now).order_by(Draw.closes_at).limit(limit)
-    return (await session.scalars(query)).all()
+    return (await session.scalars(_due(now).order_by(Draw.closes_at).limit(limit))).all()
 
 
 async def list_unsettled(session: AsyncSession, limit: int) -> Sequence[str]:
     """Over, but with prizes to deliver or escrow to return."""
-    query = select(Draw.id).where(Draw.state.in_(["drawn", "cancelled"]), Draw.settled_at.is_(None)).order_by(Draw.ended_at).limit(limit)
-    return (await session.scalars(query)).all()
+    return (await session.scalars(_UNSETTLED.order_by(Draw.ended_at).limit(limit))).all()
 
 
 async def list_in_escrow(session: AsyncSession, room_id: str) -> Sequence[str]:
@@ -153,10 +153,22 @@ async def list_in_escrow(session: AsyncSession, room_id: str) -> Sequence[str]:
     return (await session.scalars(query)).all()
 
 
-async def list_stranded(session: AsyncSession, created_before: datetime, limit: int) -> Sequence[str]:
+async def list_stranded(session: AsyncSession, now: datetime, limit: int) -> Sequence[str]:
     """Draws whose opening was cut off between escrow and announcement."""
-    query = select(Draw.id).where(Draw.state == "preparing", Draw.created_at < created_before).limit(limit)
-    return (await session.scalars(query)).all()
+    return (await session.scalars(_stranded(now).limit(limit))).all()
+
+
+def _due(now: Time) -> Select[str]:
+    return select(Draw.id).where(Draw.state == "open", Draw.closes_at <= now)
+
+
+def _stranded(now: Time) -> Select[str]:
+    return select(Draw.id).where(Draw.state == "preparing", Draw.created_at < now - STRANDED_AFTER)
+
+
+_UNSETTLED = select(Draw.id).where(Draw.state.in_(["drawn", "cancelled"]), Draw.settled_at.is_(None))
+
+DRAW_IS_DUE: Condition = or_(_due(ENGINE_NOW).exists(), _UNSETTLED.exists(), _stranded(NOW).exists())
 
 
 async def list_open(session: AsyncSession, room_id: str) -> Sequence[Draw]:

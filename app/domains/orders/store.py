@@ -4,13 +4,14 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ARRAY, DateTime, Select, Text, cast, column, func, select, tuple_, update
+from sqlalchemy import ARRAY, DateTime, Select, Text, cast, column, exists, func, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.domains.orders.rules import PAYABLE_STATES, SOLD_STATES, OrderFacts, OrderState
 from app.domains.orders.tables import Dispute, Order, Payment, PaymentEvent, ProviderCall, Refund, ReturnRequest, SandboxCharge
 from app.storage.bulk import BulkInsert
+from app.storage.due import NOW, Condition
 from app.storage.tables import IdempotencyRecord
 
 _insert_orders = BulkInsert(
@@ -219,6 +220,9 @@ async def lease_charges(session: AsyncSession, now: datetime, *, until: datetime
     return list((await session.scalars(leased)).all())
 
 
+CHARGE_IS_DUE: Condition = exists().where(SandboxCharge.left_to_send > 0, SandboxCharge.due_at <= NOW)
+
+
 async def lock_charge(session: AsyncSession, payment: str) -> SandboxCharge | None:
     return (await session.scalars(select(SandboxCharge).where(SandboxCharge.payment_id == payment).with_for_update())).one_or_none()
 
@@ -253,6 +257,9 @@ async def lease_calls(
     query = update(ProviderCall).where(tuple_(ProviderCall.kind, ProviderCall.subject).in_(due))
     leased = query.values(due_at=until, attempts=ProviderCall.attempts + 1).returning(ProviderCall)
     return list((await session.scalars(leased)).all())
+
+
+CALL_IS_DUE: Condition = exists().where(ProviderCall.state == "due", ProviderCall.due_at <= NOW)
 
 
 async def end_call(session: AsyncSession, call: ProviderCall, *, state: str, error: str = "") -> bool:

@@ -10,11 +10,12 @@ from datetime import datetime
 from enum import Enum
 from typing import Any, Literal, NamedTuple, cast
 
-from sqlalchemy import Select, delete, func, or_, select, tuple_, update
+from sqlalchemy import Select, delete, exists, func, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.domains.rooms.rules import ON_AIR, SessionState
 from app.domains.rooms.tables import Cue, Room, ShowSession
+from app.storage.due import Condition
 from app.storage.redis import Redis
 from app.storage.tables import AuditEntry
 
@@ -79,6 +80,9 @@ async def read_open_sessions(session: AsyncSession, room_id: str | None, ended_a
 
 def _on_air() -> Select[ShowSession]:
     return select(ShowSession).where(ShowSession.state.in_(ON_AIR)).execution_options(populate_existing=True)
+
+
+SHOW_IS_ON_AIR: Condition = exists().where(ShowSession.state.in_(ON_AIR))
 
 
 async def list_scheduled(session: AsyncSession, room_id: str) -> list[ShowSession]:
