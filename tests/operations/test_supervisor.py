@@ -130,7 +130,7 @@ def test_metrics_tell_of_every_process_whichever_answers(up: Up) -> None:
         with urllib.request.urlopen(f"http://127.0.0.1:{up.running['port']}/metrics", timeout=10) as answer:
             return answer.read().decode()
 
-    wait_until_sync(lambda: re.search(r'^jishi_loop_runs_total\{loop="pulse"\} [1-9]', told(), re.MULTILINE), within_s=30)
+    wait_until_sync(lambda: re.search(r'^jishi_loop_runs_total\{loop="look"\} [1-9]', told(), re.MULTILINE), within_s=30)
     names = {line.split("{")[0].split(" ")[0] for line in told().splitlines() if not line.startswith("#")}
     assert {name for name in names if not name.startswith("jishi_")} == set()
     assert {"jishi_connections", "jishi_requests_total"} <= names
