@@ -5,9 +5,9 @@
 -- KEYS  1: pub/sub channel `{tag}:push`; for each channel: stream, meta hash (epoch, offset); for each publication with a once-key: that
 -- ARGV  1: epoch for a channel that has none  2: number of channels  3: life of the meta hashes in s  4: life of the once-keys in s;
 --       for each channel: name, history length (publications), life of the history in s;
---       for each publication: number of its channel from 1 on (negative: transient, offset 0, not kept), 1 if it has a once-key else 0,
---       data (JSON without a raw newline)
--- Reply: for each publication its offset; that of the first time if it was made before; the word `broken` where the engine holds something
+--       for each publication: number of its channel from 1 on (negative: transient, offset 0, not kept), 1 if it has a once-key, 2 if that
+--       of the one before it is its own too, else 0; data (JSON without a raw newline)
+-- Reply: for each publication its offset; that of the first time if it was made before (of the first that shares its key); the word `broken` where the engine holds something
 --       under the channel's keys that is no channel. Such a channel keeps none of the others from being published.
 local count, meta_ttl, once_ttl = tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local channels = {}
@@ -27,14 +27,17 @@ local function close_run()
   end
 end
 
-local replies, once = {}, count * 2 + 2
+local replies, once, before = {}, count * 2 + 2, false
 for p = 1, (#ARGV - 4 - count * 3) / 3 do
   local a = 2 + count * 3 + p * 3
   local number, data = tonumber(ARGV[a]), ARGV[a + 2]
   local channel = channels[number < 0 and -number or number]
-  local offset, before = number > 0 and channel.top + 1 or 0, false
-  if ARGV[a + 1] == '1' then
-    before = not channel.broken and redis.pcall('SET', KEYS[once], offset, 'NX', 'GET', 'EX', once_ttl)
+  local offset = number > 0 and channel.top + 1 or 0
+  if ARGV[a + 1] == '0' then
+    before = false
+  elseif ARGV[a + 1] == '1' then
+    local is_shared = ARGV[a + 4] == '2'
+    before = (is_shared or not channel.broken) and redis.pcall('SET', KEYS[once], offset, 'NX', 'GET', 'EX', once_ttl)
     once = once + 1
   end
   if channel.broken or type(before) == 'table' then

@@ -203,6 +203,29 @@ async def test_once_holds_within_a_batch_too_and_for_readings(streams: Streams) 
     assert await streams._run_batch("r", [reading, reading]) == [0, 0]
 
 
+async def test_what_shares_a_once_is_made_whole_and_only_once(engines: Engines, streams: Streams) -> None:
+    """Also where it is longer than a call usually is: a second call would have found the key and left the rest out."""
+    count = engines.settings.group_commit_batch_max + 40
+    kinds = ("room", "staff")
+    others = [Publication("room:r", b"before"), Publication("room:r", b"alone", once="alone", is_shared=True)]
+    shared = [Publication(f"{kinds[number % 2]}:r", b"%d" % number, once="entry", is_shared=True) for number in range(count)]
+    messages = await bus_messages(engines, "r", streams.publish_all([*others, *shared]))
+    assert [one.data for message in messages for one in message] == [one.data for one in [*others, *shared]]
+    assert len([key async for key in engines.fanout.scan_iter("{r}:once:*")]) == 2
+    after = [Publication("room:r", b"new", once="next", is_shared=True), Publication("staff:r", b"too", once="next", is_shared=True)]
+    [again] = await bus_messages(engines, "r", streams.publish_all([*others[1:], *shared, *after]))
+    assert [one.data for one in again] == [b"new", b"too"]
+
+
+async def test_who_shares_a_once_with_a_broken_channel_is_heard_all_the_same(engines: Engines, streams: Streams) -> None:
+    await engines.fanout.set("{r}:stream:room:r", b"no stream")
+    shared = [Publication(f"{kind}:r", b"1", once="entry", is_shared=True) for kind in ("room", "staff")]
+    for _ in range(2):
+        with pytest.raises(AppError):
+            await streams.publish_all(shared)
+    assert [one.data for one in (await streams.history("staff:r"))[0]] == [b"1"]
+
+
 async def test_a_batch_longer_than_the_history_leaves_its_end(engines: Engines, streams: Streams) -> None:
     kept = engines.settings.chat_history_messages_max
     await streams.publish("chat:r", b"0")

@@ -311,23 +311,25 @@ def _session_state(event: SessionWentLive | SessionInterrupted | SessionResumed 
 async def take_in_holds(work: Work, entries: list[OutboxEntry]) -> None:
     """Notes the holds and tells the viewer's other devices; a row a batch, since a flash sale places tens of thousands a second."""
     _note_holds(work, entries)
-    events = [(hold["viewer"], _hold_event(entry, hold), f"{entry.id}:{hold['hold']}") for entry in entries for hold in entry.data["holds"]]
-    await _tell_viewers(work, events)
+    await _tell_viewers(work, [(entry, hold["viewer"], _hold_event(entry, hold)) for entry in entries for hold in entry.data["holds"]])
 
 
 async def take_in_waits(work: Work, entries: list[OutboxEntry]) -> None:
     """Who waited in vain, or no longer wants to. SQL knows no lines."""
-    events: list[tuple[str, Event, str]] = []
+    events: list[tuple[OutboxEntry, str, Event]] = []
     for entry in entries:
         for wait in entry.data["waits"]:
             ended = WaitEnded(at=at_text(entry.at_ms), wait=wait["wait"], offer=wait["offer"], outcome=wait["outcome"])
-            events.append((wait["viewer"], ended, f"{entry.id}:{wait['wait']}"))
+            events.append((entry, wait["viewer"], ended))
     await _tell_viewers(work, events)
 
 
-async def _tell_viewers(work: Work, events: list[tuple[str, Event, str]]) -> None:
-    """Viewer, event, and what makes a repetition known."""
-    publications = [Publication(user_channel(viewer), encode_event(event), once=once) for viewer, event, once in events]
+async def _tell_viewers(work: Work, events: list[tuple[OutboxEntry, str, Event]]) -> None:
+    """What an entry says is always said whole, so all of it shares one key by which a repetition is known."""
+    publications = [
+        Publication(user_channel(viewer), encode_event(event), once=f"{entry.room_id}:{entry.id}", is_shared=True)
+        for entry, viewer, event in events
+    ]
     try:
         await work.engines.streams.publish_all(publications)
     except (RedisError, OSError) as failure:
