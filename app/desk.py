@@ -76,7 +76,7 @@ def rebuild(settings: Settings, room_id: str | None) -> list[renewal.Renewal]:
         if room_id:
             async with engines.sql.read() as session:
                 await rooms.get_room(session, room_id)
-        concerned = [room_id] if room_id else await renewal.list_selling_rooms(engines)
+        concerned = [room_id] if room_id else await renewal.list_rooms_in_play(engines)
         done = [await renewal.rebuild_room(engines, room) for room in concerned]
         return [one for one in done if one is not None]
 

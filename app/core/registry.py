@@ -58,6 +58,11 @@ OpenSessions = Callable[[Any, str | None, datetime], Awaitable[Mapping[str, str]
 # async (session, room_id, offer_ids) -> hold id -> the hold as SQL knows it, with the keys that the engine keeps; for an engine that has
 # lost its own. What two domains know of one hold is put together
 StandingHolds = Callable[[Any, str, Sequence[str]], Awaitable[Mapping[str, Any]]]
+# async (session) -> rooms for which the engine must remember something of this domain
+RoomsInPlay = Callable[[Any], Awaitable[Sequence[str]]]
+# async (work, room_id, life) -> bool; brings the domain's hot records of a closed room in line with SQL, in a life of the engine that has
+# just begun, when the room's outbox is read to its end. False: that life is over. May be cut off and done again
+RenewRoom = Callable[[Any, str, str], Awaitable[bool]]
 
 
 async def _no_sessions(_session: Any, _room_id: str | None, _ended_after: datetime) -> Mapping[str, str]:
@@ -79,6 +84,8 @@ class Domain:
     command_admission: tuple[Admission, ...] = ()  # before a command that names a room, or something that has its room in its id
     open_sessions: OpenSessions | None = None  # of the one domain that owns sessions
     standing_holds: StandingHolds | None = None
+    rooms_in_play: RoomsInPlay | None = None
+    renew_room: RenewRoom | None = None
 
 
 @dataclass(slots=True)
@@ -96,6 +103,8 @@ class Registry:
     command_admission: list[Admission] = field(default_factory=list[Admission])
     open_sessions: OpenSessions = _no_sessions
     standing_holds: list[StandingHolds] = field(default_factory=list[StandingHolds])
+    rooms_in_play: list[RoomsInPlay] = field(default_factory=list[RoomsInPlay])
+    renew_room: list[RenewRoom] = field(default_factory=list[RenewRoom])
 
     @classmethod
     def of(cls, domains: Iterable[Domain]) -> "Registry":
@@ -118,6 +127,10 @@ class Registry:
         self.open_sessions = domain.open_sessions or self.open_sessions
         if domain.standing_holds:
             self.standing_holds.append(domain.standing_holds)
+        if domain.rooms_in_play:
+            self.rooms_in_play.append(domain.rooms_in_play)
+        if domain.renew_room:
+            self.renew_room.append(domain.renew_room)
         if domain.reactions:
             self.reactions.append(domain.reactions)
 

@@ -279,6 +279,7 @@ class GrabOutcome(Outcome):
     EMPTY = "empty", "all shares are taken"
     NOT_ELIGIBLE = "not_eligible", "guests and the team take no part"
     CLOSED = "closed", "the envelope is over"
+    FROZEN = "frozen", "the engine has restarted: the same key again in a moment"
 
 
 class EnvelopeGrab(Request, frozen=True):
@@ -302,6 +303,7 @@ class EnterOutcome(Outcome):
     NOT_ELIGIBLE = "not_eligible", "`condition` says what was not met"
     CLOSED = "closed", "no more entries are taken"
     FULL = "full", "it has as many entrants as it may have"
+    FROZEN = "frozen", "the engine has restarted: the same key again in a moment"
 
 
 class DrawEnter(Request, frozen=True):

@@ -138,14 +138,16 @@ class PurchaseAnnounced(Event, frozen=True, tag="purchase.announced"):
 
 
 class SalesFrozen(Event, frozen=True, tag="sales.frozen"):
-    """For a moment no hold or order is taken: the engine of sales has restarted, and its books are compared. What was promised stands."""
+    """For a moment no hold, order, entry or grab is taken: the engine of sales has restarted, and its books are compared. What was promised
+    stands."""
 
     room: str
 
 
 class SalesReopened(Event, frozen=True, tag="sales.reopened"):
     """Sales go on. `lost`: the engine had lost something, and `epoch` has grown. The pulse tells what is left of each offer; holds that are
-    known to be void are told to their viewers, and any other is void when `order.place` answers `unknown`."""
+    known to be void are told to their viewers, and any other is void when `order.place` answers `unknown`. Draws and envelopes: send
+    again, with the same keys, entries and grabs whose draw or envelope is open; the answer says what is true now."""
 
     room: str
     epoch: int

@@ -1,8 +1,10 @@
 -- Closes an envelope. The outbox entry goes behind those of all grabs before it, so whoever reads it has every opened share in SQL.
+-- Runs after life.lua.
 --
--- KEYS  1: meta hash  2: room outbox
+-- KEYS  1: meta hash  2: room outbox  3: room, hash (see life.lua)
 -- ARGV  1: now in ms since 1970 (0: the engine's clock)  2: envelope id  3: who ends it now; empty: only if its time is up
--- Reply: `closed`, `already` (closed or emptied before), `not_due`, `missing`.
+-- Reply: `closed`, `already` (closed or emptied before), `not_due`, `frozen` (the room is closed), `missing`.
+if is_closed(KEYS[3]) then return 'frozen' end
 local state, expires = unpack(redis.call('HMGET', KEYS[1], 'state', 'expires'))
 if not state then return 'missing' end
 if state ~= 'open' then return 'already' end

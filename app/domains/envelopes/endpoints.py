@@ -191,5 +191,7 @@ DOMAIN = Domain(
     routers=(router,),
     snapshot={"envelopes": service.snapshot_envelopes},
     intake={"share.opened": service.take_in_shares, "envelope.closed": service.take_in_closed},
+    rooms_in_play=service.list_rooms_in_play,
+    renew_room=service.renew_room,
     reactions={"envelope.opened": service.on_envelope_opened},
 )

@@ -5,6 +5,8 @@ Invariants
   moves it.
 - The split is fixed and committed before the envelope is announced. A share goes to one viewer, a viewer gets one share.
 - The engine decides who gets which share, and when time is up; SQL follows its outbox.
+- A new life of the engine hands out nothing before it knows what SQL has given (`renew_room`). A share that was answered and is in neither
+  the outbox nor SQL is void; the room hears that something was lost (`sales.reopened`), and who asks again hears what is true.
 
 Not here: envelopes on a schedule, grabbing in a window with a public shuffle, conditions beyond "no staff".
 """
@@ -30,6 +32,7 @@ from app.domains.envelopes.rules import (
     split,
 )
 from app.domains.envelopes.tables import Envelope, EnvelopeShare
+from app.domains.inventory import service as inventory
 from app.domains.wallet import service as wallet
 from app.domains.wallet.rules import Movement, TransferOutcome
 from app.protocol.channels import room_channel, user_channel
@@ -38,6 +41,7 @@ from app.protocol.commands import EnvelopeGrabbed, GrabOutcome
 from app.protocol.events import EnvelopeOpened, EnvelopeUpdated, ShareOpened
 from app.protocol.views import EnvelopeView
 from app.storage.intake import OutboxEntry, take_in_room
+from app.storage.life import being_renewed
 from app.storage.redis import engine_now_ms
 from app.storage.work import Engines, Work
 
@@ -146,12 +150,31 @@ async def _now_ms(engines: Engines) -> int:
 
 async def on_envelope_opened(work: Work, room_id: str, events: list[EnvelopeOpened]) -> None:
     """Makes the shares grabbable before viewers hear of them."""
+    await inventory.open_room(work, room_id)
     for event in events:
         await _load(work.engines, work.session, event.envelope.id)
 
 
+async def renew_room(work: Work, room_id: str, life: str) -> bool:
+    """Compares the envelopes of a closed room, whose outbox is read to the end, with SQL. False: the engine has restarted once more."""
+    engines, now_ms = work.engines, await _now_ms(work.engines)
+    since = datetime.fromtimestamp(now_ms / 1000 - engines.settings.hot_keys_ttl_s, UTC)
+    for envelope in await store.lock_remembered(work.session, room_id, since):
+        if envelope.state == "open" and not envelope.remaining:  # the word that it is emptied was in what is lost
+            await _settle(work, envelope, by="emptied", actor="")
+        shares = await store.list_shares(work.session, envelope.id) if envelope.state == "open" else ()
+        if await store.load_engine(engines, envelope, shares, now_ms, renewed=life) == "stale":
+            return False
+    return True
+
+
+async def list_rooms_in_play(session: AsyncSession) -> Sequence[str]:
+    """Rooms with an open envelope."""
+    return await store.list_rooms_in_play(session)
+
+
 async def _load(engines: Engines, session: AsyncSession, envelope_id: str) -> bool:
-    """False when the envelope is unknown or over. Harmless when the engine has it."""
+    """False when the envelope is unknown or over. Harmless when the engine has it, and when its room is closed."""
     envelope = await store.fetch_envelope(session, envelope_id)
     if envelope is None or envelope.state != "open":
         return False
@@ -173,7 +196,10 @@ async def grab(engines: Engines, *, envelope_id: str, viewer_id: str, key: str, 
     if grabbed.word == "missing":
         async with engines.sql.read() as session:
             known_open = await _load(engines, session, envelope_id)
-        grabbed = await group.submit(room_id, attempt, viewer=viewer_id) if known_open else await _grab_from_sql(engines, attempt)
+        if known_open:
+            grabbed = await group.submit(room_id, attempt, viewer=viewer_id)
+    if grabbed.word == "missing":
+        grabbed = await _grab_from_sql(engines, attempt)
     return EnvelopeGrabbed(
         outcome=GrabOutcome(grabbed.word), envelope=envelope_id, amount_minor=grabbed.amount_minor, position=grabbed.position
     )
@@ -276,8 +302,9 @@ async def _settle(work: Work, envelope: Envelope, *, by: str, actor: str) -> Non
 
 
 async def end_envelope(engines: Engines, envelope_id: str, *, by: str) -> Envelope:
-    """Ends an envelope now and settles it. Ending one that is over changes nothing."""
-    await close_envelope(engines, envelope_id, actor=by)
+    """Ends an envelope now and settles it. Ending one that is over changes nothing. Raises AppError while its room is renewed."""
+    if await close_envelope(engines, envelope_id, actor=by) == "frozen":
+        raise being_renewed()
     room_id = room_of(envelope_id)
     for _ in range(TAKE_IN_ROUNDS_MAX):
         if await take_in_room(engines, room_id) < engines.settings.intake_batch_max:
@@ -287,7 +314,7 @@ async def end_envelope(engines: Engines, envelope_id: str, *, by: str) -> Envelo
 
 
 async def close_envelope(engines: Engines, envelope_id: str, *, actor: str = "") -> str:
-    """Closes it in the engine; settlement follows by intake. Without an actor only if its time is up."""
+    """Closes it in the engine; settlement follows by intake. Without an actor only if its time is up. A word of close.lua."""
     word = await store.close_engine(engines, envelope_id, actor)
     if word == "missing":
         async with engines.sql.read() as session:

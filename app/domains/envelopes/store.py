@@ -17,13 +17,14 @@ from app.domains.envelopes.rules import SHOWN_EVERY_MS, CommittedShare
 from app.domains.envelopes.tables import Envelope, EnvelopeShare
 from app.storage.due import ENGINE_NOW, NOW, Condition, Time
 from app.storage.intake import outbox_key, register_room
+from app.storage.life import LIFE, room_key
 from app.storage.redis import Script
-from app.storage.work import Engines
+from app.storage.work import Engines, is_away
 
 _HERE = Path(__file__).parent
-_load = Script(_HERE / "load.lua")
-_grab = Script(_HERE / "grab.lua")
-_close = Script(_HERE / "close.lua")
+_load = Script(_HERE / "load.lua", after=(LIFE,))
+_grab = Script(_HERE / "grab.lua", after=(LIFE,))
+_close = Script(_HERE / "close.lua", after=(LIFE,))
 
 
 class Grab(NamedTuple):
@@ -36,7 +37,7 @@ class Grab(NamedTuple):
 
 
 class Grabbed(NamedTuple):
-    word: str  # opened, already, empty, not_eligible, closed, missing
+    word: str  # opened, already, frozen, empty, not_eligible, closed, missing
     amount_minor: int | None
     position: int | None
 
@@ -46,16 +47,19 @@ def _keys(envelope_id: str) -> list[str]:
     return [f"{prefix}:meta", f"{prefix}:shares", f"{prefix}:takers"]
 
 
-async def load_engine(engines: Engines, envelope: Envelope, shares: Sequence[EnvelopeShare], now_ms: int) -> bool:
-    """True when the engine did not have the envelope. Shares that SQL knows to be taken keep their takers."""
+async def load_engine(engines: Engines, envelope: Envelope, shares: Sequence[EnvelopeShare], now_ms: int, *, renewed: str = "") -> str:
+    """`loaded`, `kept`, `frozen`, or `stale`. `renewed`: the life in which the closed room is renewed."""
     takers = [share for share in shares if share.viewer_id is not None]
     life_ms = max(0, _ms(envelope.expires_at) - now_ms) + engines.settings.hot_keys_ttl_s * 1000
-    await register_room(engines, room_of(envelope.id), for_ms=life_ms)
-    arguments: list[str | int] = [_ms(envelope.expires_at), life_ms, len(takers)]
+    is_open = envelope.state == "open"
+    if is_open:
+        await register_room(engines, room_of(envelope.id), for_ms=life_ms)
+    arguments: list[str | int] = [renewed, "open" if is_open else "over", _ms(envelope.expires_at), life_ms, len(takers)]
     for share in takers:
         arguments += [share.viewer_id or "", f"{share.position} {share.amount_minor} "]
     arguments += [f"{share.position} {share.amount_minor}" for share in shares if share.viewer_id is None]
-    return await engines.run_on_sales(_load, _keys(envelope.id), arguments) == b"loaded"
+    reply: bytes = await engines.run_on_sales(_load, [room_key(room_of(envelope.id)), *_keys(envelope.id)], arguments)
+    return reply.decode()
 
 
 async def grab_batch(engines: Engines, room_id: str, grabs: Sequence[Grab]) -> list[Grabbed]:
@@ -63,20 +67,38 @@ async def grab_batch(engines: Engines, room_id: str, grabs: Sequence[Grab]) -> l
     numbers: dict[str, int] = {}
     for grab in grabs:
         numbers.setdefault(grab.envelope_id, len(numbers) + 1)
-    keys = [outbox_key(room_id), *[key for envelope_id in numbers for key in _keys(envelope_id)]]
+    keys = [outbox_key(room_id), room_key(room_id), *[key for envelope_id in numbers for key in _keys(envelope_id)]]
     arguments: list[str | int] = [engines.runtime.script_now_ms(), len(numbers), *numbers]
     for grab in grabs:
         arguments += [numbers[grab.envelope_id], grab.viewer_id, grab.key, grab.refusal]
     replies: list[bytes] = await engines.run_on_sales(_grab, keys, arguments)
-    return [
+    grabbed = [
         Grabbed(replies[i].decode(), int(replies[i + 1]) if replies[i + 1] else None, int(replies[i + 2]) if replies[i + 2] else None)
         for i in range(0, len(replies), 3)
     ]
+    if all(answer.word != "frozen" for answer in grabbed):
+        return grabbed
+    open_ones = await _list_open_of(engines, list(numbers))  # only these will be there again when the room is renewed
+    return [
+        answer._replace(word="missing") if answer.word == "frozen" and grab.envelope_id not in open_ones else answer
+        for grab, answer in zip(grabs, grabbed, strict=True)
+    ]
+
+
+async def _list_open_of(engines: Engines, envelope_ids: Sequence[str]) -> Sequence[str]:
+    try:
+        async with engines.sql.read() as session:
+            return (await session.scalars(select(Envelope.id).where(Envelope.id.in_(envelope_ids), Envelope.state == "open"))).all()
+    except Exception as failure:  # SQL is away as well
+        if is_away(failure):
+            return envelope_ids
+        raise
 
 
 async def close_engine(engines: Engines, envelope_id: str, actor: str) -> str:
-    """`closed`, `already`, `not_due` or `missing`. Without an actor only an envelope whose time is up is closed."""
-    keys = [_keys(envelope_id)[0], outbox_key(room_of(envelope_id))]
+    """`closed`, `already`, `not_due`, `frozen` or `missing`. Without an actor only an envelope whose time is up is closed."""
+    room_id = room_of(envelope_id)
+    keys = [_keys(envelope_id)[0], outbox_key(room_id), room_key(room_id)]
     reply: bytes = await engines.run_on_sales(_close, keys, [engines.runtime.script_now_ms(), envelope_id, actor])
     return reply.decode()
 
@@ -163,6 +185,16 @@ ENVELOPE_IS_DUE: Condition = or_(_due(ENGINE_NOW).exists(), _unshown(NOW).exists
 async def list_open(session: AsyncSession, room_id: str) -> Sequence[Envelope]:
     query = select(Envelope).where(Envelope.room_id == room_id, Envelope.state == "open").order_by(Envelope.opened_at, Envelope.id)
     return (await session.scalars(query.limit(100))).all()
+
+
+async def list_rooms_in_play(session: AsyncSession) -> Sequence[str]:
+    return (await session.scalars(select(Envelope.room_id).where(Envelope.state == "open").distinct())).all()
+
+
+async def lock_remembered(session: AsyncSession, room_id: str, since: datetime) -> Sequence[Envelope]:
+    """Envelopes of a room that are open, or that an engine may still have because they would have run out after `since`."""
+    query = select(Envelope).where(Envelope.room_id == room_id, or_(Envelope.state == "open", Envelope.expires_at > since))
+    return (await session.scalars(query.order_by(Envelope.id).with_for_update().execution_options(populate_existing=True))).all()
 
 
 async def list_of_session(session: AsyncSession, session_id: str, *, limit: int, before: tuple[datetime, str] | None) -> Sequence[Envelope]:

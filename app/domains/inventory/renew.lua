@@ -1,5 +1,5 @@
 -- Fills a closed room's records with what was worked out from all that is known (rules.rebuild), in bounded parts, and opens it at last.
--- Runs after sales.lua, which states KEYS, ARGV and why a room is closed. Until the act `open` nobody else reads or writes these records,
+-- Runs after life.lua, which states why a room is closed, and sales.lua, which states KEYS and ARGV. Until the act `open` nobody else reads or writes these records,
 -- so a renewal that is cut off anywhere is begun again and finds what it had written among what survived.
 --
 -- ARGV  6: `renew`   7: the run id of the engine that was looked at
@@ -45,7 +45,7 @@ function act.open(member)
 end
 
 local answers = {}
-if life ~= ARGV[7] or redis.call('HGET', ROOM, 'life') == life then word = 'stale' end
+if is_stale(ROOM, ARGV[7]) then word = 'stale' end
 for index, member in ipairs(cjson.decode(ARGV[5])) do
   if word == 'done' then act[member.act](member) end
   answers[index] = {word = word}

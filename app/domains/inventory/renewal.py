@@ -3,6 +3,7 @@
 What is known of a room is in three places: the records that survived, the outbox that intake has not read yet, and SQL. Renewing a room
 reads the outbox to its end, merges what the others say (rules.rebuild), writes the difference and opens the room; where nothing was lost
 there is no difference, and it costs a reading. A room that the engine never had is opened the same way, so there is one way to be open.
+Other domains that keep hot records of a room, draws and envelopes, do theirs in the same step (`renew_room` of the registry).
 
 Invariants
 - Never an oversell: a room sells only after its counters were worked out from all orders that SQL has and all holds that survived.
@@ -83,8 +84,14 @@ async def sync(work: Work, room_id: str, members: Sequence[store.Member]) -> Non
     try:
         await store.sync_room(work.engines, room_id, members)
     except store.Closed:
-        if not await store.outbox_length(work.engines, room_id) and await _renew(work, room_id) is not None:
+        if await open_room(work, room_id):
             await store.sync_room(work.engines, room_id, members)
+
+
+async def open_room(work: Work, room_id: str) -> bool:
+    """Opens a closed room for which nothing waits in the outbox. False: something waits, or the room is open."""
+    is_open = (await store.look(work.engines, room_id)).is_open
+    return not is_open and not await store.outbox_length(work.engines, room_id) and await _renew(work, room_id) is not None
 
 
 async def renew_room(engines: Engines, room_id: str) -> Renewal | None:
@@ -130,14 +137,17 @@ async def renew_rooms(engines: Engines) -> None:
 
 async def recall_rooms(engines: Engines) -> None:
     """One pass of the worker: an engine that lost everything does not know which rooms it had."""
-    await register_rooms(engines, await list_selling_rooms(engines))
+    await register_rooms(engines, await list_rooms_in_play(engines))
 
 
-async def list_selling_rooms(engines: Engines) -> list[str]:
-    """Rooms with a shelf whose sales are not long over, as SQL knows them."""
+async def list_rooms_in_play(engines: Engines) -> list[str]:
+    """Rooms with a shelf whose sales are not long over, and those of other domains, as SQL knows them."""
     async with engines.sql.read() as session:
         shows = await engines.registry.open_sessions(session, None, _since(engines))
-        return await catalogue.list_rooms_of(session, shows)
+        rooms = set(await catalogue.list_rooms_of(session, shows))
+        for read in engines.registry.rooms_in_play:
+            rooms |= set(await read(session))
+    return sorted(rooms)
 
 
 def _since(engines: Engines) -> datetime:
@@ -156,6 +166,9 @@ async def _renew(work: Work, room_id: str) -> Renewal | None:
         return None
     had_sales = mark.last_entry != "0-0"
     is_cut = is_before(seen.outbox_end, mark.last_entry)
+    for renew in engines.registry.renew_room:
+        if not await renew(work, room_id, seen.life):
+            return None
     survivors = await store.read_survivors(engines, room_id)
     known, members = await _find_known(work, room_id, survivors, is_cut=is_cut)
     rebuilt = rebuild(survivors, known, await _now_ms(engines))

@@ -275,7 +275,8 @@ def rebuild(survivors: Survivors, known: Known, now_ms: int) -> Rebuilt:
 
     Holds that survived stand, also those that had ended in what was lost: they run out by themselves, and never more is promised than there
     is. Who waits in a line that survived goes on waiting; of lines SQL knows nothing. Counters, counts and deadlines are sums over the
-    holds; what they were before does not matter.
+    holds; what they were before does not matter. A prize that no draw knows of is given back: its draw ended in what was lost, or never
+    opened.
     """
     holds, is_lost = dict(survivors.holds), known.is_cut
     for hold_id, record in known.standing.items():
@@ -286,6 +287,12 @@ def rebuild(survivors: Survivors, known: Known, now_ms: int) -> Rebuilt:
     void = {hold_id: note for hold_id, note in known.noted.items() if hold_id not in holds and note["expires"] > now_ms}
     offers = _offers(survivors.offers, known, holds)
     is_lost = is_lost or bool(void) or any(_counters(offer) != _counters(survivors.offers.get(name)) for name, offer in offers.items())
+    unclaimed = {
+        hold_id: hold | {"state": HoldState.RELEASED} for hold_id, hold in holds.items() if _is_unclaimed(hold_id, hold, known, offers)
+    }
+    if unclaimed:
+        holds |= unclaimed
+        offers = _offers(survivors.offers, known, holds)
     open_holds = {hold_id: hold for hold_id, hold in holds.items() if hold["state"] in _OPEN_STATES and not hold["escrow"]}
     line = {f"{hold['offer']}|{hold['turn']:012d}|{hold_id}" for hold_id, hold in holds.items() if hold["state"] == HoldState.WAITING}
     return Rebuilt(
@@ -297,6 +304,10 @@ def rebuild(survivors: Survivors, known: Known, now_ms: int) -> Rebuilt:
         void=void,
         is_lost=is_lost,
     )
+
+
+def _is_unclaimed(hold_id: str, hold: Record, known: Known, offers: Mapping[str, Record]) -> bool:
+    return hold["escrow"] and hold["state"] == HoldState.HELD and hold_id not in known.standing and hold["offer"] in offers
 
 
 def _merge(mine: Record | None, record: Record, survivors: Survivors, known: Known) -> Record | None:

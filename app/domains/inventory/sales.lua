@@ -1,4 +1,4 @@
--- The first part of every sales script, the room's records: reads them through caches, and writes all changes in `commit`, so that a
+-- The first part of every sales script after life.lua, the room's records: reads them through caches, and writes all changes in `commit`, so that a
 -- script that fails half-way has written nothing. What changes them is in stock.lua, which comes next.
 --
 -- KEYS  1: offers, hash id -> JSON   2: holds, hash id -> JSON   3: counts, hash offer|viewer -> units
@@ -9,10 +9,6 @@
 --       4: outbox entries from which on new sales are refused   5: members, a JSON list
 --       6: `renew`, for the script that fills a room which is closed
 -- Reply: a JSON list with one object a member, `word` first. Of a room that is closed, an array: for each member 1 if its answer is here.
---
--- A room is closed while its `life` is not the run id of this engine: it has restarted, another has taken over, or the records are gone.
--- They may then be old, so nothing is answered from them and nothing changes until renew.lua has compared them with SQL. (INFO costs 4 us
--- a batch; what a process knows of its engine could be wrong behind a proxy, and a key of the engine would be copied with the rest.)
 local OFFERS, HOLDS, COUNTS, DEADLINES, OUTBOX, ROOM, MEMORIES, LINE = unpack(KEYS)
 local now, keep_ms, settle_max = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 if now == 0 then
@@ -44,8 +40,7 @@ local function is_frozen()  -- no new holds, no new orders
   return frozen
 end
 
-local life = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
-if ARGV[6] ~= 'renew' and redis.call('HGET', ROOM, 'life') ~= life then
+if ARGV[6] ~= 'renew' and is_closed(ROOM) then
   local known = {}
   for index, member in ipairs(cjson.decode(ARGV[5])) do
     local hold = member.id and hold_of(member.id)

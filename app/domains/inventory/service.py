@@ -223,6 +223,11 @@ async def rebuild_room(engines: Engines, room_id: str) -> None:
     await renewal.rebuild_room(engines, room_id)
 
 
+async def open_room(work: Work, room_id: str) -> None:
+    """Opens a room that this engine never had, or had in an earlier life and nothing waits. Else the worker does it in a moment."""
+    await renewal.open_room(work, room_id)
+
+
 async def is_open(engines: Engines, room_id: str) -> bool:
     """Whether the room's records were compared in this life of the engine."""
     return (await store.look(engines, room_id)).is_open

@@ -12,23 +12,22 @@ import msgspec
 from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.core.errors import AppError
 from app.domains.inventory.rules import Hold, MoveAnswer, ReserveAnswer, RoomBooks, Stock, Survivors, SweepAnswer
 from app.domains.inventory.tables import HoldNote
-from app.protocol.codes import SERVICE_UNAVAILABLE
 from app.storage.intake import has_mark, outbox_key
+from app.storage.life import LIFE, being_renewed, room_key
 from app.storage.redis import Script
 from app.storage.work import Engines, is_away
 
 Answer = TypeVar("Answer")
 
 _HERE = Path(__file__).parent
-_SHARED = tuple(_HERE / f"{part}.lua" for part in ("sales", "stock", "terms", "line"))
+_SHARED = (LIFE, *(_HERE / f"{part}.lua" for part in ("sales", "stock", "terms", "line")))
 _reserve = Script(_HERE / "reserve.lua", after=_SHARED)
 _move = Script(_HERE / "move.lua", after=(*_SHARED, _HERE / "order.lua"))
 _sweep = Script(_HERE / "sweep.lua", after=_SHARED)
 _sync = Script(_HERE / "sync.lua", after=_SHARED)
-_renew = Script(_HERE / "renew.lua", after=_SHARED[:1])
+_renew = Script(_HERE / "renew.lua", after=_SHARED[:2])
 _look = Script(_HERE / "look.lua")
 
 SETTLE_IN_RESERVE_MAX = 100  # what a reservation settles on its way; the expiry loop does the rest
@@ -48,7 +47,7 @@ def sales_keys(room_id: str) -> list[str]:
     tag = f"{{{room_id}}}"
     return [f"{tag}:{name}" for name in ("offers", "holds", "counts", "deadlines")] + [
         outbox_key(room_id),
-        f"{tag}:sessions",
+        room_key(room_id),
         f"{tag}:memories",
         f"{tag}:line",
     ]
@@ -108,11 +107,6 @@ async def _word_for_new(engines: Engines, room_id: str) -> str:
         if is_away(failure):
             return "frozen"
         raise
-
-
-def being_renewed() -> AppError:
-    """A new hold or order is refused as `frozen`; whatever else waits for the answer that will be true."""
-    return AppError(SERVICE_UNAVAILABLE, "the engine of sales has restarted: try again with the same key in a moment", retry_after_ms=1000)
 
 
 async def sync_room(engines: Engines, room_id: str, members: Sequence[Member]) -> list[str]:

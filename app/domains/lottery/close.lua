@@ -1,9 +1,10 @@
--- Freezes a draw's entrants and says so in the outbox, behind all entries; or cancels it in the same way.
+-- Freezes a draw's entrants and says so in the outbox, behind all entries; or cancels it in the same way. Runs after life.lua.
 --
--- KEYS  1: meta hash  2: entrants hash  3: room outbox
+-- KEYS  1: meta hash  2: entrants hash  3: room outbox  4: room, hash (see life.lua)
 -- ARGV  1: now in ms since 1970 (0: the engine's clock)  2: draw id  3: who does it; empty: only if its time is up
 --       4: reason of a cancellation; empty: it is closed and will be drawn
--- Reply: `closed`, `already`, `not_due`, `missing`.
+-- Reply: `closed`, `already`, `not_due`, `frozen` (the room is closed), `missing`.
+if is_closed(KEYS[4]) then return 'frozen' end
 local state, closes = unpack(redis.call('HMGET', KEYS[1], 'state', 'closes'))
 if not state then return 'missing' end
 if state ~= 'open' then return 'already' end

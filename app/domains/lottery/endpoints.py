@@ -286,5 +286,7 @@ DOMAIN = Domain(
         "draw.cancelled": service.take_in_cancelled,
     },
     standing_holds=escrow.standing_holds,
+    rooms_in_play=service.list_rooms_in_play,
+    renew_room=service.renew_room,
     reactions={"draw.opened": service.on_draw_opened},
 )

@@ -1,22 +1,23 @@
 -- Lets a batch of viewers into draws. An entry and its outbox entry are one step, and nothing enters after close.lua, so the list that
--- intake reads up to `draw.closed` is the whole list.
--- Order of checks: the viewer's own entry first (a retry gets its answer), then time, then who may, then whether there is room.
+-- intake reads up to `draw.closed` is the whole list. Runs after life.lua.
+-- Order of checks: the viewer's own entry first (a retry gets its answer, also in a closed room: an entry never goes), then whether the room
+-- is closed, then time, then who may, then whether there is room.
 --
--- KEYS  1: room outbox; then for each draw: meta hash, entrants hash (see load.lua)
+-- KEYS  1: room outbox  2: room, hash (see life.lua); then for each draw: meta hash, entrants hash (see load.lua)
 -- ARGV  1: now in ms since 1970 (0: the engine's clock)  2: number of draws; then their ids;
 --       then for each member: draw number (from 1), viewer, name, key, keyword, refusal (empty: eligible)
--- Reply: for each member three strings: word (entered, again, key_reused, not_eligible, closed, full, missing), the condition that was
+-- Reply: for each member three strings: word (entered, again, key_reused, frozen, not_eligible, closed, full, missing), the condition that was
 --        not met, number of entrants.
 local now = tonumber(ARGV[1])
 if now == 0 then
   local time = redis.call('TIME')
   now = time[1] * 1000 + math.floor(time[2] / 1000)
 end
-local count = tonumber(ARGV[2])
+local count, frozen = tonumber(ARGV[2]), is_closed(KEYS[2])
 
 local draws = {}
 for d = 1, count do
-  local meta, entrants = KEYS[d * 2], KEYS[d * 2 + 1]
+  local meta, entrants = KEYS[d * 2 + 1], KEYS[d * 2 + 2]
   local fields = redis.call('HMGET', meta, 'state', 'closes', 'keyword', 'entrants_max')
   draws[d] = {
     id = ARGV[2 + d], meta = meta, entrants = entrants, state = fields[1], closes = tonumber(fields[2] or 0), keyword = fields[3],
@@ -36,12 +37,14 @@ local function add(draw, viewer, name, record)
 end
 
 local function enter(draw, viewer, name, key, keyword, refusal)
-  if not draw.state then return 'missing', '' end
   local record = key .. '\n' .. keyword
   local before = redis.call('HGET', draw.entrants, viewer)
-  if before == record then return 'entered', '' end
+  if before == '' then redis.call('HSET', draw.entrants, viewer, record) end  -- loaded from SQL: whichever key comes again is taken for the first
+  if before == record or before == '' then return 'entered', '' end
   if before and string.sub(before, 1, #key + 1) == key .. '\n' then return 'key_reused', '' end
   if before then return 'again', '' end
+  if frozen then return 'frozen', '' end
+  if not draw.state then return 'missing', '' end
   if draw.state ~= 'open' or (draw.closes > 0 and now >= draw.closes) then return 'closed', '' end
   if refusal ~= '' then return 'not_eligible', refusal end
   if draw.keyword ~= '' and draw.keyword ~= keyword then return 'not_eligible', 'keyword' end

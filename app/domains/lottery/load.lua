@@ -1,14 +1,30 @@
--- Makes a draw enterable. Does nothing when it is there, whatever has become of it, so the same announcement may load it twice.
--- After an engine was lost it is loaded again with the entrants that SQL has.
+-- Makes a draw of SQL enterable. Runs after life.lua.
+-- The same announcement may load it twice: what is there stays, whatever has become of it. In the renewal of a closed room, which has
+-- read the outbox to its end, entrants whom SQL has stand beside those who survived, a part of them a call; a draw that is over in SQL is
+-- over here.
 --
--- KEYS  1: meta hash (state, closes, keyword, entrants_max)  2: entrants hash (viewer -> key and keyword of the entry)
--- ARGV  1: deadline in ms since 1970 (0: closed by hand)  2: life of the keys in ms  3: keyword (empty: no condition)  4: most entrants;
+-- KEYS  1: room, hash (see life.lua)  2: meta hash (state, closes, keyword, entrants_max)
+--       3: entrants hash (viewer -> key and keyword of the entry; empty where they come from SQL, which does not know them)
+-- ARGV  1: the life in which the room is renewed; empty: the room is open  2: `open`, or `over`
+--       3: deadline in ms since 1970 (0: closed by hand)  4: life of the keys in ms  5: keyword (empty: no condition)  6: most entrants;
 --       then the viewers who are in
--- Reply: `loaded` or `kept`.
-if redis.call('EXISTS', KEYS[1]) == 1 then return 'kept' end
-redis.call('DEL', KEYS[2])
-redis.call('HSET', KEYS[1], 'state', 'open', 'closes', ARGV[1], 'keyword', ARGV[3], 'entrants_max', ARGV[4])
-for i = 5, #ARGV do redis.call('HSET', KEYS[2], ARGV[i], '') end
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
-redis.call('PEXPIRE', KEYS[2], ARGV[2])
+-- Reply: `loaded`, `kept`, `frozen` (the room is closed), `stale` (the engine has restarted once more).
+local ROOM, META, ENTRANTS = unpack(KEYS)
+local renewed = ARGV[1]
+if renewed == '' and is_closed(ROOM) then return 'frozen' end
+if renewed ~= '' and is_stale(ROOM, renewed) then return 'stale' end
+local state = redis.call('HGET', META, 'state')
+if ARGV[2] == 'over' then
+  if state == 'open' then redis.call('HSET', META, 'state', 'closed') end
+  return 'kept'
+end
+if state and renewed == '' then return 'kept' end
+
+if not state then
+  redis.call('DEL', ENTRANTS)
+  redis.call('HSET', META, 'state', 'open', 'closes', ARGV[3], 'keyword', ARGV[5], 'entrants_max', ARGV[6])
+end
+for i = 7, #ARGV do redis.call('HSETNX', ENTRANTS, ARGV[i], '') end
+redis.call('PEXPIRE', META, ARGV[4])
+redis.call('PEXPIRE', ENTRANTS, ARGV[4])
 return 'loaded'

@@ -6,6 +6,8 @@ Invariants
   back where it came from.
 - Winners follow from the rules' hash, the entrants' root and the seed alone (rules.py), once, in the transaction that takes in
   `draw.closed`.
+- A new life of the engine takes no entry before it knows whom SQL has, and which draws are over (`renew_room`). An entry that was answered
+  and is in neither the outbox nor SQL is void; the room hears that something was lost (`sales.reopened`), and who enters again is in.
 
 Not here: conditions that need evidence over time, randomness from several parties or a beacon, proof bundles, claim windows.
 """
@@ -53,6 +55,7 @@ from app.protocol.commands import DrawEntered, EnterOutcome
 from app.protocol.events import DrawCancelled, DrawClosed, DrawDrawn, DrawOpened, DrawWon
 from app.protocol.views import DrawView, Winner
 from app.storage.intake import OutboxEntry, take_in_room
+from app.storage.life import being_renewed
 from app.storage.redis import engine_now_ms
 from app.storage.work import Engines, Work
 
@@ -162,19 +165,45 @@ async def _abandon(engines: Engines, draw_id: str, reason: str) -> None:
     """Gives up a draw that never opened. Nobody has heard of it, so nothing is announced."""
     async with engines.work() as work:
         draw = await store.lock_draw(work.session, draw_id)
-        if draw is not None and draw.state == "preparing":
-            draw.state, draw.reason, draw.ended_at = "cancelled", reason, work.now
+        if draw is not None and not draw.rules_hash:  # also one that was given up meanwhile: what was set aside since then goes back
+            _give_up(work, draw, reason)
     await settle_draw(engines, draw_id)
+
+
+def _give_up(work: Work, draw: Draw, reason: str) -> None:
+    draw.state, draw.reason, draw.ended_at, draw.settled_at = "cancelled", draw.reason or reason, work.now, None
 
 
 async def on_draw_opened(work: Work, room_id: str, events: list[DrawOpened]) -> None:
     """Makes the draw enterable before viewers hear of it."""
+    await inventory.open_room(work, room_id)
     for event in events:
         await _load(work.engines, work.session, event.draw.id)
 
 
+async def renew_room(work: Work, room_id: str, life: str) -> bool:
+    """Compares the draws of a closed room, whose outbox is read to the end, with SQL. False: the engine has restarted once more.
+
+    A draw that was being prepared is given up: what it had set aside may be gone, and nobody has heard of it.
+    """
+    engines, now_ms = work.engines, await _now_ms(work.engines)
+    since = datetime.fromtimestamp(now_ms / 1000 - engines.settings.hot_keys_ttl_s, UTC)
+    for draw in await store.lock_remembered(work.session, room_id, since):
+        if draw.state == "preparing":
+            _give_up(work, draw, "the engine restarted while it was being prepared")
+        viewers = await store.list_viewers(work.session, draw.id) if draw.state == "open" else ()
+        if await store.load_engine(engines, draw, viewers, now_ms, renewed=life) == "stale":
+            return False
+    return True
+
+
+async def list_rooms_in_play(session: AsyncSession) -> Sequence[str]:
+    """Rooms with an open draw."""
+    return await store.list_rooms_in_play(session)
+
+
 async def _load(engines: Engines, session: AsyncSession, draw_id: str) -> bool:
-    """False when the draw is unknown or over. Harmless when the engine has it."""
+    """False when the draw is unknown or over. Harmless when the engine has it, and when its room is closed."""
     draw = await store.fetch_draw(session, draw_id)
     if draw is None or draw.state != "open":
         return False
@@ -198,13 +227,15 @@ async def enter(
     if entered.word == "missing":
         async with engines.sql.read() as session:
             known_open = await _load(engines, session, draw_id)
-            known = await store.fetch_draw(session, draw_id)
-        if known is None or known.state == "preparing":
-            raise AppError(NOT_FOUND, "no such draw")
-        entered = await group.submit(room_id, member, viewer=viewer_id) if known_open else store.Entered("closed", "", known.entrants)
+        if known_open:
+            entered = await group.submit(room_id, member, viewer=viewer_id)
+    if entered.word == "missing":
+        async with engines.sql.read() as session:
+            entered = store.Entered("closed", "", (await fetch_draw(session, draw_id)).entrants)
     if entered.word == "key_reused":
         raise AppError(KEY_REUSED, "this key has entered the draw with another keyword; take a new key")
-    return DrawEntered(outcome=EnterOutcome(entered.word), draw=draw_id, condition=entered.condition, entrants=entered.entrants)
+    entrants = None if entered.word == "frozen" else entered.entrants
+    return DrawEntered(outcome=EnterOutcome(entered.word), draw=draw_id, condition=entered.condition, entrants=entrants)
 
 
 async def take_in_entries(work: Work, entries: Sequence[OutboxEntry]) -> None:
@@ -394,7 +425,8 @@ async def cancel_draw(engines: Engines, draw_id: str, *, by: str, reason: str) -
 
 
 async def _end(engines: Engines, draw_id: str, *, actor: str, reason: str = "") -> Draw:
-    await _close_engine(engines, draw_id, actor=actor, reason=reason)
+    if await _close_engine(engines, draw_id, actor=actor, reason=reason) == "frozen":
+        raise being_renewed()
     for _ in range(TAKE_IN_ROUNDS_MAX):
         if await take_in_room(engines, room_of(draw_id)) < engines.settings.intake_batch_max:
             break
@@ -403,13 +435,15 @@ async def _end(engines: Engines, draw_id: str, *, actor: str, reason: str = "") 
         return await fetch_draw(session, draw_id)
 
 
-async def _close_engine(engines: Engines, draw_id: str, *, actor: str = "", reason: str = "") -> None:
-    if await store.close_engine(engines, draw_id, actor=actor, reason=reason) != "missing":
-        return
-    async with engines.sql.read() as session:
-        known_open = await _load(engines, session, draw_id)
-    if known_open:
-        await store.close_engine(engines, draw_id, actor=actor, reason=reason)
+async def _close_engine(engines: Engines, draw_id: str, *, actor: str = "", reason: str = "") -> str:
+    """A word of close.lua."""
+    word = await store.close_engine(engines, draw_id, actor=actor, reason=reason)
+    if word == "missing":
+        async with engines.sql.read() as session:
+            known_open = await _load(engines, session, draw_id)
+        if known_open:
+            word = await store.close_engine(engines, draw_id, actor=actor, reason=reason)
+    return word
 
 
 async def close_due_draws(engines: Engines) -> None:
@@ -417,7 +451,7 @@ async def close_due_draws(engines: Engines) -> None:
     now_ms = await _now_ms(engines)
     async with engines.sql.read() as session:
         due = await store.list_due(session, datetime.fromtimestamp(now_ms / 1000, UTC), SWEEP_MAX)
-        unsettled = await store.list_unsettled(session, SWEEP_MAX)
+        unsettled = await store.list_unsettled(session, engines.runtime.now(), SWEEP_MAX)
         stranded = await store.list_stranded(session, engines.runtime.now(), SWEEP_MAX)
     for draw_id in due:
         await _close_engine(engines, draw_id)

@@ -17,16 +17,18 @@ from app.core.ids import room_of
 from app.domains.lottery.tables import Draw, DrawEntry, DrawPrize, DrawWinner
 from app.storage.due import ENGINE_NOW, NOW, Condition, Time
 from app.storage.intake import outbox_key, register_room
+from app.storage.life import LIFE, room_key
 from app.storage.redis import Script
-from app.storage.work import Engines
+from app.storage.work import Engines, is_away
 
 _HERE = Path(__file__).parent
-_load = Script(_HERE / "load.lua")
-_enter = Script(_HERE / "enter.lua")
-_close = Script(_HERE / "close.lua")
+_load = Script(_HERE / "load.lua", after=(LIFE,))
+_enter = Script(_HERE / "enter.lua", after=(LIFE,))
+_close = Script(_HERE / "close.lua", after=(LIFE,))
 
 STRANDED_AFTER = timedelta(minutes=1)  # an opening takes a second
 INSERT_ROWS_MAX = 2000  # PostgreSQL takes at most 32,767 parameters a statement
+LOAD_VIEWERS_MAX = 2000  # of one script call in a renewal: a draw with a hundred thousand entrants must not stop the engine for all others
 
 
 class Entering(NamedTuple):
@@ -41,7 +43,7 @@ class Entering(NamedTuple):
 
 
 class Entered(NamedTuple):
-    word: str  # entered, again, key_reused, not_eligible, closed, full, missing
+    word: str  # entered, again, key_reused, frozen, not_eligible, closed, full, missing
     condition: str
     entrants: int
 
@@ -51,13 +53,22 @@ def _keys(draw_id: str) -> list[str]:
     return [f"{prefix}:meta", f"{prefix}:entrants"]
 
 
-async def load_engine(engines: Engines, draw: Draw, viewers: Sequence[str], now_ms: int) -> bool:
-    """True when the engine did not have the draw. `viewers` are those whom SQL has as entrants."""
+async def load_engine(engines: Engines, draw: Draw, viewers: Sequence[str], now_ms: int, *, renewed: str = "") -> str:
+    """`loaded`, `kept`, `frozen`, or `stale`. `viewers` are those whom SQL has as entrants; `renewed`: the life in which the closed room
+    is renewed."""
     closes_ms = round(draw.closes_at.timestamp() * 1000) if draw.closes_at else 0
     life_ms = max(0, closes_ms - now_ms) + engines.settings.hot_keys_ttl_s * 1000
-    await register_room(engines, room_of(draw.id), for_ms=life_ms)
-    arguments = [closes_ms, life_ms, draw.keyword, draw.entrants_max, *viewers]
-    return await engines.run_on_sales(_load, _keys(draw.id), arguments) == b"loaded"
+    is_open = draw.state == "open"
+    if is_open:
+        await register_room(engines, room_of(draw.id), for_ms=life_ms)
+    keys = [room_key(room_of(draw.id)), *_keys(draw.id)]
+    shared = [renewed, "open" if is_open else "over", closes_ms, life_ms, draw.keyword, draw.entrants_max]
+    word, part = "", LOAD_VIEWERS_MAX if renewed else max(1, len(viewers))
+    for start in range(0, max(1, len(viewers)), part):
+        word = (await engines.run_on_sales(_load, keys, [*shared, *viewers[start : start + part]])).decode()
+        if word == "stale":
+            break
+    return word
 
 
 async def enter_batch(engines: Engines, room_id: str, members: Sequence[Entering]) -> list[Entered]:
@@ -65,17 +76,34 @@ async def enter_batch(engines: Engines, room_id: str, members: Sequence[Entering
     numbers: dict[str, int] = {}
     for member in members:
         numbers.setdefault(member.draw_id, len(numbers) + 1)
-    keys = [outbox_key(room_id), *[key for draw_id in numbers for key in _keys(draw_id)]]
+    keys = [outbox_key(room_id), room_key(room_id), *[key for draw_id in numbers for key in _keys(draw_id)]]
     arguments: list[str | int] = [engines.runtime.script_now_ms(), len(numbers), *numbers]
     for member in members:
         arguments += [numbers[member.draw_id], member.viewer_id, member.name, member.key, member.keyword, member.refusal]
     replies: list[bytes] = await engines.run_on_sales(_enter, keys, arguments)
-    return [Entered(replies[i].decode(), replies[i + 1].decode(), int(replies[i + 2])) for i in range(0, len(replies), 3)]
+    entered = [Entered(replies[i].decode(), replies[i + 1].decode(), int(replies[i + 2])) for i in range(0, len(replies), 3)]
+    if all(answer.word != "frozen" for answer in entered):
+        return entered
+    open_ones = await _list_open_of(engines, list(numbers))  # only these will be there again when the room is renewed
+    return [
+        answer._replace(word="missing") if answer.word == "frozen" and member.draw_id not in open_ones else answer
+        for member, answer in zip(members, entered, strict=True)
+    ]
+
+
+async def _list_open_of(engines: Engines, draw_ids: Sequence[str]) -> Sequence[str]:
+    try:
+        async with engines.sql.read() as session:
+            return (await session.scalars(select(Draw.id).where(Draw.id.in_(draw_ids), Draw.state == "open"))).all()
+    except Exception as failure:  # SQL is away as well
+        if is_away(failure):
+            return draw_ids
+        raise
 
 
 async def close_engine(engines: Engines, draw_id: str, *, actor: str, reason: str = "") -> str:
-    """`closed`, `already`, `not_due` or `missing`. With a reason it is cancelled instead of drawn."""
-    keys = [*_keys(draw_id), outbox_key(room_of(draw_id))]
+    """`closed`, `already`, `not_due`, `frozen` or `missing`. With a reason it is cancelled instead of drawn."""
+    keys = [*_keys(draw_id), outbox_key(room_of(draw_id)), room_key(room_of(draw_id))]
     reply: bytes = await engines.run_on_sales(_close, keys, [engines.runtime.script_now_ms(), draw_id, actor, reason])
     return reply.decode()
 
@@ -141,9 +169,9 @@ async def list_due(session: AsyncSession, now: datetime, limit: int) -> Sequence
     return (await session.scalars(_due(now).order_by(Draw.closes_at).limit(limit))).all()
 
 
-async def list_unsettled(session: AsyncSession, limit: int) -> Sequence[str]:
-    """Over, but with prizes to deliver or escrow to return."""
-    return (await session.scalars(_UNSETTLED.order_by(Draw.ended_at).limit(limit))).all()
+async def list_unsettled(session: AsyncSession, now: datetime, limit: int) -> Sequence[str]:
+    """Over, but with prizes to deliver or escrow to return. One that never opened may be setting prizes aside for a while yet."""
+    return (await session.scalars(_unsettled(now).order_by(Draw.ended_at).limit(limit))).all()
 
 
 async def list_in_escrow(session: AsyncSession, room_id: str) -> Sequence[str]:
@@ -166,9 +194,23 @@ def _stranded(now: Time) -> Select[str]:
     return select(Draw.id).where(Draw.state == "preparing", Draw.created_at < now - STRANDED_AFTER)
 
 
-_UNSETTLED = select(Draw.id).where(Draw.state.in_(["drawn", "cancelled"]), Draw.settled_at.is_(None))
+def _unsettled(now: Time) -> Select[str]:
+    was_open = or_(Draw.rules_hash != "", Draw.created_at < now - STRANDED_AFTER)
+    return select(Draw.id).where(Draw.state.in_(["drawn", "cancelled"]), Draw.settled_at.is_(None), was_open)
 
-DRAW_IS_DUE: Condition = or_(_due(ENGINE_NOW).exists(), _UNSETTLED.exists(), _stranded(NOW).exists())
+
+DRAW_IS_DUE: Condition = or_(_due(ENGINE_NOW).exists(), _unsettled(NOW).exists(), _stranded(NOW).exists())
+
+
+async def list_rooms_in_play(session: AsyncSession) -> Sequence[str]:
+    return (await session.scalars(select(Draw.room_id).where(Draw.state == "open").distinct())).all()
+
+
+async def lock_remembered(session: AsyncSession, room_id: str, since: datetime) -> Sequence[Draw]:
+    """Draws of a room that are not over, or that an engine may still have because they would have closed, or ended, after `since`."""
+    lasting = or_(Draw.state.in_(["preparing", "open"]), Draw.closes_at > since, Draw.ended_at > since)
+    query = select(Draw).where(Draw.room_id == room_id, lasting).order_by(Draw.id)
+    return (await session.scalars(query.with_for_update().execution_options(populate_existing=True))).all()
 
 
 async def list_open(session: AsyncSession, room_id: str) -> Sequence[Draw]:

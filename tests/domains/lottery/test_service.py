@@ -388,16 +388,3 @@ async def test_intake_twice_and_lost_scripts_change_nothing(engines: Engines) ->
     async with engines.sql.read() as session:
         assert await session.scalar(text("select count(*) from dead_letters")) == 0
     assert await audit_ledger(engines) == []
-
-
-async def test_a_lost_engine_keeps_who_was_taken_in(engines: Engines) -> None:
-    draw_id = await opened(engines, draft(MONEY))
-    await enter_all(engines, draw_id, 4)
-    await take_in(engines)
-    await engines.sales.flushall()
-    assert (await enter(engines, draw_id, "v1", "k9")).outcome == "again"
-    assert (await enter(engines, draw_id, "w")).entrants == 5
-    await service.close_draw(engines, draw_id, by="host")
-    draw, leaves, _ = await outcome(engines, draw_id)
-    assert (draw.entrants, len(leaves)) == (5, 5)
-    assert (await enter(engines, draw_id, "x")).outcome == "closed"

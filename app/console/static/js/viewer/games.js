@@ -8,12 +8,14 @@ import { newKey } from "../live-client.js";
 import { busy, openSheet, shout, toast } from "../sheets.js";
 
 const DONE_SHOWN_MS = 90_000;
+const ASK_AGAIN_MS_MAX = 3000; // a whole room hears of a loss at once
 const DONE = new Set(["drawn", "cancelled", "emptied", "expired", "settled"]);
 
 export function gamesPart(context) {
   const mine = {
-    entered: new Set(),
+    entered: new Map(), // draw -> what was sent
     shares: new Map(),
+    booked: new Set(), // envelopes whose share is in the wallet: nothing can take it back
     keys: new Map(),
     doneAt: new Map(),
     seen: new Set(),
@@ -32,9 +34,35 @@ export function gamesPart(context) {
       if (event.type === "draw.drawn") announceWinners(context, mine, event);
       if (event.type === "draw.won") shout(t("draw.you_won", { prize: event.prize.name }));
       if (event.type === "draw.won") mine.won = event;
-      if (event.type === "share.opened") mine.shares.set(event.envelope, event.amount_minor);
+      if (event.type === "share.opened") {
+        mine.shares.set(event.envelope, event.amount_minor);
+        mine.booked.add(event.envelope);
+      }
+      if (event.type === "sales.reopened" && event.lost)
+        setTimeout(() => askAgain(context, mine), Math.random() * ASK_AGAIN_MS_MAX);
     },
   };
+}
+
+/** The engine lost its last moment: the same wishes with the same keys, since what was answered then may be void. */
+async function askAgain(context, mine) {
+  const { draws, envelopes } = context.state;
+  for (const [id, wish] of mine.entered) {
+    if (draws.get(id)?.state !== "open") continue;
+    const reply = await context.client.rpc("draw.enter", wish).catch(() => null);
+    if (!reply || reply.outcome === "entered" || reply.outcome === "again") continue;
+    mine.entered.delete(id);
+    toast(t("draw.void", { title: draws.get(id).title }), "bad");
+  }
+  for (const id of mine.shares.keys()) {
+    if (mine.booked.has(id) || !envelopes.has(id)) continue;
+    const reply = await context.client.rpc("envelope.grab", { envelope: id, key: keyFor(mine, id) }).catch(() => null);
+    if (!reply || reply.amount_minor === mine.shares.get(id)) continue;
+    if (reply.amount_minor) mine.shares.set(id, reply.amount_minor);
+    else mine.shares.delete(id);
+    toast(t("envelope.void"), "bad");
+  }
+  mine.open?.refresh();
 }
 
 /** One key a game: pressing again is the same wish. */
@@ -135,14 +163,10 @@ function entryForm(context, mine, draw, typed, refresh) {
   const send = async (event) => {
     event.preventDefault();
     const keyword = fields(event.target).keyword ?? "";
-    const id = `${draw.id}/${keyword}`;
-    const reply = await busy(
-      submit,
-      () => context.client.rpc("draw.enter", { draw: draw.id, keyword, key: keyFor(mine, id) }),
-      explainGame,
-    );
+    const wish = { draw: draw.id, keyword, key: keyFor(mine, `${draw.id}/${keyword}`) };
+    const reply = await busy(submit, () => context.client.rpc("draw.enter", wish), explainGame);
     if (!reply) return;
-    if (reply.outcome === "entered" || reply.outcome === "again") mine.entered.add(draw.id);
+    if (reply.outcome === "entered" || reply.outcome === "again") mine.entered.set(draw.id, wish);
     toast(t(`enter_outcome.${reply.outcome}`), mine.entered.has(draw.id) ? "good" : "bad");
     refresh();
   };
@@ -267,6 +291,7 @@ function openEnvelope(context, mine, id) {
     if (!reply) return;
     if (reply.outcome === "opened" || reply.outcome === "already")
       opened(reply.amount_minor ?? mine.shares.get(id) ?? 0);
+    else if (reply.outcome === "frozen") toast(t("grab_outcome.frozen"), "info");
     else draw(el("h3", {}, t(`grab_outcome.${reply.outcome}`)), total);
   };
   if (mine.shares.has(id)) opened(mine.shares.get(id));
