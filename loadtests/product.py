@@ -30,10 +30,10 @@ class Product:
         return (self.data_dir / "secret").read_text().strip()
 
     def jishi(self, *arguments: str) -> str:
-        """Runs a command of the command line against this product and returns what it printed."""
+        """Runs a command of the command line against this product and returns what it printed, also where it found something wrong."""
         command = [sys.executable, "-m", "app.cli", *arguments, "--data-dir", str(self.data_dir)]
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)  # noqa: S603 - our own command line
-        if done.returncode:
+        if done.returncode and not done.stdout:
             raise SystemExit(done.stderr)
         return done.stdout
 

@@ -5,8 +5,10 @@ none of them can be reached from what was true before, an acknowledged answer wa
 """
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import permutations
+from typing import Literal
 
 NEXT: dict[str, frozenset[str]] = {
     "held": frozenset({"held", "released", "expired", "ordered", "cancelled", "lapsed", "sold"}),
@@ -18,6 +20,14 @@ NEXT["waiting"] = NEXT["held"] | {"waiting", "closed"}
 ALL = NEXT["waiting"]
 RECENT_MAX = 200
 PLACED = frozenset({"ordered", "cancelled", "lapsed", "sold"})
+_ASKED = ("requested", "approved", "shipped_back", "received", "refunded", "rejected", "closed")
+NEXT_RETURN: dict[str, frozenset[str]] = {
+    "requested": frozenset(_ASKED),
+    "approved": frozenset(_ASKED) - {"requested", "rejected"},
+    "shipped_back": frozenset({"shipped_back", "received", "refunded"}) | {"closed"},
+    "received": frozenset({"received", "refunded", "closed"}),
+    **{state: frozenset({state}) for state in ("refunded", "rejected", "closed")},
+}
 # What an outcome says of the hold; `unknown` is never true of a hold that was acknowledged.
 MEANING: dict[str, dict[str, frozenset[str]]] = {
     "inventory.release": {
@@ -40,6 +50,15 @@ MEANING: dict[str, dict[str, frozenset[str]]] = {
         "expired": frozenset({"expired"}),
         "frozen": ALL,
     },
+    "order.confirm_receipt": {"confirmed": frozenset({"sold"}), "not_shipped": frozenset({"sold"})},
+    "return.request": dict.fromkeys(
+        (
+            *("requested", "nothing_paid", "open", "limit", "too_many"),
+            *("not_shipped", "evidence_needed", "excluded", "too_late"),
+        ),
+        frozenset({"sold"}),
+    ),
+    **dict.fromkeys(("return.cancel", "return.ship_back"), dict.fromkeys(("done", "not_possible"), frozenset({"sold"}))),
     "order.cancel": {"cancelled": frozenset({"cancelled"}), "expired": frozenset({"lapsed"}), "paid": frozenset({"sold"})},
     "order.pay": {
         "pending": PLACED,
@@ -66,21 +85,34 @@ class Purchase:
     offer: str
     quantity: int
     key: str
-    waits: bool = False  # it began as a place in a line
+    by: Literal["inventory.reserve", "inventory.wait", "chat.send"] = "inventory.reserve"
     hold: str = ""
     terms: tuple[str, int] = ("", 0)  # expires_at and price, the same at every repetition
     may_be: frozenset[str] = ALL
     placed: tuple[int, str] | None = None  # amount and pay_by
     payments: dict[str, tuple[str, str]] = field(default_factory=dict[str, tuple[str, str]])  # key -> id, method
     refunds: dict[str, tuple[int, bool]] = field(default_factory=dict[str, tuple[int, bool]])  # key -> amount, restock
+    returns: dict[str, "Return"] = field(default_factory=dict[str, "Return"])  # by key
     is_busy: bool = False
+
+
+@dataclass(slots=True)
+class Return:
+    """A return request of a purchase."""
+
+    id: str
+    purchase: Purchase
+    data: dict[str, object]  # as it was asked for
+    may_be: frozenset[str] = NEXT_RETURN["requested"]
 
 
 @dataclass(slots=True)
 class OfferBook:
     total: int
     limit: int
+    prices: set[int]  # every one that its host has asked for
     selling: str = "hold"
+    keyword: str = ""
     added: int = 0
     is_withdrawn: bool = False
 
@@ -88,12 +120,15 @@ class OfferBook:
 @dataclass(slots=True)
 class Book:
     purchases: dict[str, Purchase] = field(default_factory=dict[str, Purchase])  # by hold
+    returns: dict[str, Return] = field(default_factory=dict[str, Return])
     offers: dict[str, OfferBook] = field(default_factory=dict[str, OfferBook])
     counts: Counter[str] = field(default_factory=Counter[str])
     paid_heard: set[str] = field(default_factory=set[str])  # orders of which `order.paid` came
     paid_lately: defaultdict[str, deque[str]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=RECENT_MAX)))  # by room
+    messages: set[str] = field(default_factory=set[str])  # lines of the chat that were acknowledged
     lost: list[str] = field(default_factory=list[str])
     duplicates: list[str] = field(default_factory=list[str])
+    problems: list[str] = field(default_factory=list[str])  # whatever else is not as promised
 
     def held(self, purchase: Purchase, answer: dict[str, object]) -> None:
         """An acknowledged hold, the first time or again."""
@@ -103,6 +138,7 @@ class Book:
             purchase.hold, purchase.terms, purchase.may_be = hold, terms, NEXT["held"]
             self.purchases[hold] = purchase
             self.counts["holds"] += 1
+            self._check_price(purchase)
             return
         if hold != purchase.hold:
             self.duplicates.append(f"one key, two holds: {purchase.hold} and {hold}")
@@ -111,24 +147,54 @@ class Book:
         elif terms != purchase.terms:
             self.lost.append(f"hold {hold} was acknowledged with {purchase.terms}, and again with {terms}")
 
-    def waited(self, purchase: Purchase, answer: dict[str, object]) -> None:
-        """An acknowledged place in a line, or what became of it."""
-        outcome = str(answer["outcome"])
-        wait = str(answer.get("wait") or purchase.hold)  # a place that was given up has no id to be told
-        if not purchase.hold:
-            purchase.hold = wait
-            self.purchases[wait] = purchase
-            self.counts["waits"] += 1
-        elif wait != purchase.hold:
-            self.duplicates.append(f"one key, two places in line: {purchase.hold} and {wait}")
+    def _check_price(self, purchase: Purchase) -> None:
+        if purchase.terms[1] not in self.offers[purchase.offer].prices:
+            self.lost.append(f"hold {purchase.hold} was acknowledged for {purchase.terms[1]}, a price that {purchase.offer} never had")
+
+    def waited(self, purchase: Purchase, answers: Sequence[dict[str, object]]) -> None:
+        """Acknowledged places in a line of one command, or what became of it; the one that made it comes first."""
+        for answer in answers:
+            wait = str(answer.get("wait") or purchase.hold)  # a place that was given up has no id to be told
+            if not purchase.hold:
+                purchase.hold = wait
+                self.purchases[wait] = purchase
+                self.counts["waits"] += 1
+            elif wait != purchase.hold:
+                self.duplicates.append(f"one key, two places in line: {purchase.hold} and {wait}")
+            elif not answer.get("repeated"):
+                self.lost.append(f"place {wait} was acknowledged, and made again")
+            if answer["outcome"] == "held":
+                terms = (str(answer["expires_at"]), int(str(answer["price_minor"])))
+                if purchase.terms[0] and terms != purchase.terms:
+                    self.lost.append(f"hold {wait} was acknowledged with {purchase.terms}, and again with {terms}")
+                purchase.terms = terms
+                self._check_price(purchase)
+        self.says(purchase, "inventory.wait", *[str(answer["outcome"]) for answer in answers])
+
+    def bought_by_word(self, purchase: Purchase, answer: dict[str, object]) -> None:
+        """What came of a line in the chat that is an offer's keyword: the reservation, or the line's own outcome where there is none."""
+        if answer["outcome"] == "held":
+            self.held(purchase, answer)
+        elif purchase.hold:
+            self.lost.append(f"hold {purchase.hold} was acknowledged, and its line in the chat answers {answer['outcome']}")
+
+    def asked_back(self, purchase: Purchase, key: str, data: dict[str, object], answer: dict[str, object]) -> None:
+        """An acknowledged return request, the first time or again."""
+        before, request = purchase.returns.get(key), str(answer["request"])
+        if before is None:
+            self.returns[request] = purchase.returns[key] = Return(request, purchase, data)
+            self.counts["returns"] += 1
+        elif before.id != request:
+            self.duplicates.append(f"one key, two return requests of {purchase.hold}: {before.id} and {request}")
         elif not answer.get("repeated"):
-            self.lost.append(f"place {wait} was acknowledged, and made again")
-        self.says(purchase, "inventory.wait", outcome)
-        if outcome == "held":
-            terms = (str(answer["expires_at"]), int(str(answer["price_minor"])))
-            if purchase.terms[0] and terms != purchase.terms:
-                self.lost.append(f"hold {wait} was acknowledged with {purchase.terms}, and again with {terms}")
-            purchase.terms = terms
+            self.lost.append(f"return request {request} of {purchase.hold} was acknowledged, and made again")
+
+    def return_is(self, asked: Return, state: str, why: str) -> None:
+        """Each answer about a return request says its state."""
+        if not any(state in NEXT_RETURN[before] for before in asked.may_be):
+            self.lost.append(f"return request {asked.id} was one of {', '.join(sorted(asked.may_be))}, then {why}: {state}")
+        else:
+            asked.may_be = frozenset({state})
 
     def heard_paid(self, order: str) -> None:
         if order not in self.paid_heard:
@@ -143,20 +209,29 @@ class Book:
         elif said != purchase.placed:
             self.lost.append(f"order {purchase.hold} was acknowledged with {purchase.placed}, and again with {said}")
 
-    def says(self, purchase: Purchase, method: str, outcome: str) -> None:
-        """An answer about a hold that was acknowledged."""
-        meaning = MEANING[method].get(outcome)
-        if meaning is None:
-            self.lost.append(f"{method} of {purchase.hold} answered {outcome}; it was one of {', '.join(sorted(purchase.may_be))}")
-            return
+    def says(self, purchase: Purchase, method: str, *outcomes: str) -> None:
+        """Answers about a hold that was acknowledged: one, or two to a command that was sent twice at once. Which of these was given first
+        nobody knows, however they came."""
+        meanings = [MEANING[method].get(outcome) for outcome in outcomes]
+        known = [meaning for meaning in meanings if meaning is not None]
         if purchase.placed is None and method != "order.place":
-            meaning -= PLACED  # nobody but its viewer turns a hold into an order
-        self.narrow(purchase, meaning, f"{method} answered {outcome}")
+            known = [meaning - PLACED for meaning in known]  # nobody but its viewer turns a hold into an order
+        orders = permutations(known) if len(known) == len(outcomes) else ()
+        ends = frozenset(state for order in orders for state in self._after(purchase.may_be, order))
+        if ends:
+            purchase.may_be = ends
+        else:
+            before = ", ".join(sorted(purchase.may_be))
+            self.lost.append(f"{purchase.hold} was one of {before}, then {method} answered {' and '.join(outcomes)}")
 
-    def narrow(self, purchase: Purchase, meaning: Iterable[str], why: str) -> None:
-        reachable = frozenset(state for before in purchase.may_be for state in NEXT[before])
-        now = reachable & frozenset(meaning)
-        if not now:
-            self.lost.append(f"{purchase.hold} was one of {', '.join(sorted(purchase.may_be))}, then {why}")
-            return
-        purchase.may_be = now
+    def _after(self, may_be: frozenset[str], meanings: Iterable[frozenset[str]]) -> frozenset[str]:
+        for meaning in meanings:
+            may_be = frozenset(state for before in may_be for state in NEXT[before]) & meaning
+        return may_be
+
+    def ends(self, purchase: Purchase, state: str) -> bool:
+        """What the engine has at the end; whether an answer led there."""
+        if self._after(purchase.may_be, [frozenset({state})]):
+            return True
+        self.lost.append(f"{purchase.hold} was one of {', '.join(sorted(purchase.may_be))}, then the engine ended with {state}")
+        return False

@@ -20,6 +20,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
 from app.protocol.codes import ERRORS
+from loadtests.torture.journal import Journal
 
 REPLY_S_MAX = 6.0  # the product promises 5
 ANSWER_S_MAX = 180.0
@@ -58,11 +59,15 @@ class Tally:
 
 
 class Line:
-    def __init__(self, url: str, token: str, tally: Tally, rng: random.Random, hear: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self, url: str, viewer: str, token: str, tally: Tally, journal: Journal, rng: random.Random, hear: Callable[[dict[str, Any]], None]
+    ) -> None:
         self._address = url.replace("http", "ws", 1) + "/connection/websocket"
         self._url = url
+        self._viewer = viewer
         self._token = token
         self._tally = tally
+        self._journal = journal
         self._rng = rng
         self._hear = hear
         self._ids = itertools.count(1)
@@ -84,13 +89,16 @@ class Line:
                 answer = await (self._post(http, method, data) if http else self._call(method, data))
             except Unanswered as failure:
                 self._tally.unanswered[str(failure)] += 1
+                self._journal.note(viewer=self._viewer, method=method, data=data, unanswered=str(failure))
                 if time.monotonic() > until:
                     raise Unanswered(f"{method} had no answer for {ANSWER_S_MAX:.0f} s: {failure}") from None
                 await asyncio.sleep(0.05 + self._rng.random() * 0.3)
             except Refused as refused:
                 self._tally.answer(method, refused.word)
+                self._journal.note(viewer=self._viewer, method=method, data=data, refused=str(refused))
                 raise
             else:
+                self._journal.note(viewer=self._viewer, method=method, data=data, answer=answer)
                 self._tally.answer(method, answer.get("outcome", answer.get("state", "")) + (" (again)" if answer.get("repeated") else ""))
                 return answer
 
@@ -170,11 +178,13 @@ class Line:
             self._hear(message["push"]["pub"]["data"])
 
 
-async def post(http: httpx2.AsyncClient, url: str, token: str, data: dict[str, Any], *, key: str = "") -> dict[str, Any]:
-    """One POST. What a company's backend takes for an answer, and what it would send again."""
-    headers = {"Authorization": f"Bearer {token}", **({"Idempotency-Key": key} if key else {})}
+async def post(
+    http: httpx2.AsyncClient, url: str, token: str, data: dict[str, Any] | None, *, key: str = "", method: str = "POST"
+) -> dict[str, Any]:
+    """One call. What a company's backend takes for an answer, and what it would send again."""
+    headers = {**({"Authorization": f"Bearer {token}"} if token else {}), **({"Idempotency-Key": key} if key else {})}
     try:
-        answer = await http.post(url, json=data, headers=headers)
+        answer = await http.request(method, url, json=data, headers=headers)
     except httpx2.HTTPError as failure:
         raise Unanswered(f"HTTP {type(failure).__name__}") from None
     if answer.is_success:

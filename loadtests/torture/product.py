@@ -17,8 +17,10 @@ import psutil
 from loadtests.product import Product, free_port, wait_ready
 
 ROLES = ("web", "worker", "valkey", "postgres")
+FATES = (*ROLES, "engines", "sleep")  # both engines at once; one of any role stops for a while and wakes with what it believed before
+SLEEP_S_MIN, SLEEP_S_MAX = 1.0, 5.0  # a room's lease is 2 s; replies are waited for 6 s
 WORDS = {"web": ("serve", "--fd"), "worker": ("app.cli", "worker"), "valkey": ("valkey-server",), "postgres": ("postgres", "-D")}
-ROUNDS_BETWEEN_ALL = 5  # each round kills one of every role; after so many the supervisor dies, and everything with it
+ROUNDS_BETWEEN_ALL = 5  # each round has each fate once; after so many the supervisor dies, and everything with it
 STOP_S_MAX = 60
 ENVIRONMENT = {
     "JISHI_SANDBOX_PAYMENT_DELAY_MS": "200",
@@ -29,6 +31,7 @@ ENVIRONMENT = {
     "JISHI_DRAIN_S": "0.2",
     "JISHI_METHOD_RATES_FACTOR": "10000",  # one viewer here is many
     "JISHI_COMMANDS_PER_S_MAX": "100000",
+    "JISHI_CHAT_PER_VIEWER_PER_10_S": "100000",
     "JISHI_JOINS_PER_S": "10000",
 }
 
@@ -57,23 +60,48 @@ class Tortured:
         words = ["up", "--no-demo", "--port", str(self._port), "--web", "2", "--workers", "2", "--data-dir", str(self.data_dir)]
         with (self.data_dir / "up.log").open("a") as log:
             command = [sys.executable, "-m", "app.cli", *words]
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment)  # noqa: S603 - our own command
+            self._process = subprocess.Popen(  # noqa: S603 - our own command
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._environment,
+                start_new_session=True,  # Ctrl-C ends the operations, not the product
+            )
 
     def wait_ready(self) -> None:
         wait_ready(self.url, self._process, self.data_dir)
 
-    def kill_one(self, role: str, rng: random.Random) -> None:
+    def kill(self, fate: str, rng: random.Random) -> None:
         """As `kill -9` does. A role of which nothing runs just now is spared."""
-        if role == "supervisor":
+        if fate == "supervisor":
             self._process.kill()
             self._process.wait()
         else:
-            found = self.processes(role)
+            found = [
+                rng.choice(there) for role in (("valkey", "postgres") if fate == "engines" else (fate,)) if (there := self.processes(role))
+            ]
             if not found:
                 return
-            with suppress(psutil.NoSuchProcess):
-                rng.choice(found).kill()
-        self.kills[role] += 1
+            for process in found:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+        self.kills[fate] += 1
+
+    def stop_one(self, rng: random.Random) -> list[psutil.Process]:
+        """As `kill -STOP` does, with its children: PostgreSQL's work is theirs. Who was stopped, for `wake`."""
+        found = self.processes(rng.choice(ROLES))
+        if not found:
+            return []
+        first = rng.choice(found)
+        stopped: list[psutil.Process] = []
+        with suppress(psutil.NoSuchProcess):
+            for process in (first, *first.children(recursive=True)):
+                with suppress(psutil.NoSuchProcess):
+                    process.suspend()
+                    stopped.append(process)
+        self.kills["sleep"] += bool(stopped)
+        return stopped
 
     def processes(self, role: str) -> list[psutil.Process]:
         """In the order of their start."""
@@ -104,11 +132,17 @@ class Tortured:
 
 
 def deck(rng: random.Random) -> Generator[str]:
-    """Whom to kill, for ever: every role as often as the others, in an order that nobody knows."""
+    """What happens next, for ever: each fate as often as the others, in an order that nobody knows."""
     while True:
         for _ in range(ROUNDS_BETWEEN_ALL):
-            yield from rng.sample(ROLES, len(ROLES))
+            yield from rng.sample(FATES, len(FATES))
         yield "supervisor"
+
+
+def wake(stopped: list[psutil.Process]) -> None:
+    for process in stopped:
+        with suppress(psutil.NoSuchProcess):
+            process.resume()
 
 
 @contextmanager
