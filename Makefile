@@ -13,6 +13,8 @@ INPUTS ?= 1000000
 SEED ?= 1
 OPERATIONS ?= 1000000
 
+unexport PYTHONDONTWRITEBYTECODE  # else each of the many processes that a test starts compiles all anew
+
 .PHONY: help install up test test-fast lint format load fuzz torture bench lock reference migration browser sdk clean
 
 help: ## This list

@@ -23,6 +23,7 @@ from app.domains.orders import service as orders
 from app.domains.orders.tables import SandboxCharge
 from app.domains.wallet import service as wallet
 from app.protocol.order_commands import OrderPay
+from app.storage.sql import Sql
 from app.storage.work import Engines
 from tests.conftest import empty
 from tests.properties.sales_model import HOLD_MS, LIMIT, PAY_MS, PRICE, ModelHold, ModelOffer, SalesModel
@@ -37,7 +38,8 @@ PICK = st.integers(0, 99)
 
 
 class SalesMachine(SalesModel, RuleBasedStateMachine):
-    servers: Servers  # set by the test
+    servers: Servers  # set by the test, as is:
+    sql: Sql
 
     def __init__(self) -> None:
         RuleBasedStateMachine.__init__(self)
@@ -62,6 +64,7 @@ class SalesMachine(SalesModel, RuleBasedStateMachine):
             payment_ttl_s=PAY_MS // 1000,
         )
         self.engines = Engines.connect(settings, self.runtime, build_registry())
+        self.engines.sql = self.sql
         await empty(self.engines.sales, self.engines)
         self.shelf = Shelf(self.engines)
         await self.shelf.go_live()
@@ -363,8 +366,8 @@ class SalesMachine(SalesModel, RuleBasedStateMachine):
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_sales_follow_the_model(servers: Servers) -> None:
-    SalesMachine.servers = servers
+def test_sales_follow_the_model(servers: Servers, sql: Sql) -> None:
+    SalesMachine.servers, SalesMachine.sql = servers, sql
     run_state_machine_as_test(
         SalesMachine,
         settings=settings(max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True),
