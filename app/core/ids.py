@@ -22,9 +22,6 @@ def room_of(scoped: str) -> str:
 
 def derived_tail(*parts: str) -> str:
     """A tail of 20 characters that is the same for the same parts: an id derived from (viewer, key) is its own idempotency record."""
-    digest = hashlib.blake2b(digest_size=10)
-    for part in parts:
-        raw = part.encode()
-        digest.update(len(raw).to_bytes(4, "big"))
-        digest.update(raw)
-    return digest.hexdigest()
+    raw_parts = [part.encode() for part in parts]
+    sized = b"".join([len(raw).to_bytes(4, "big") + raw for raw in raw_parts])
+    return hashlib.blake2b(sized, digest_size=10).hexdigest()

@@ -36,9 +36,10 @@ class Clocks:
         self._second: int | None = None  # the last one taken; it may fill again
 
     def watch(self, connection: "Connection") -> None:
-        if connection.is_busy:
+        session = connection.session
+        if session.is_busy or connection.paused_at_ms is not None:
             self._busy.add(connection)
-        due_ms = connection.session.due_ms
+        due_ms = session.due_ms
         if due_ms == NEVER_MS:
             return
         slot = connection.slot

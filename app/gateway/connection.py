@@ -135,15 +135,16 @@ class Connection:
 
     def flush(self) -> None:
         """Hands over what the session has to say, and closes when the session is over."""
-        messages = self.session.data_to_send()
+        session = self.session
+        messages = session.data_to_send()
         if messages and self.is_open and self.transport.buffered_bytes > self.settings.send_buffer_bytes_max:
-            self.session.close(codes.SLOW)  # asks on and takes no answer: each may be a whole history
-            messages = self.session.data_to_send()
+            session.close(codes.SLOW)  # asks on and takes no answer: each may be a whole history
+            messages = session.data_to_send()
         if messages:
             self.write_packed(self.transport.pack(self.codec.join(messages), self.codec.is_text))
-        code = self.session.close_code
+        code = session.close_code
         if code is not None:
-            self.session.close_code = None
+            session.close_code = None
             self._set_apart()
             CLOSES.labels(str(code.number)).inc()
             self.transport.close(code.number, code.reason)

@@ -19,7 +19,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from app.core.errors import AppError
-from app.core.metrics import CONNECTIONS, DELIVERIES, SUBSCRIPTIONS
+from app.core.metrics import CONNECTIONS, DELIVERIES, SUBSCRIPTIONS, write_at_once, write_figures, write_late
 from app.domains.chat import bans
 from app.gateway.admission import Admission
 from app.gateway.attendance import Attendance
@@ -75,6 +75,7 @@ class Hub:
     async def start(self) -> None:
         """Does not wait for the engines: a node that starts before them serves when they are there."""
         self._loop = asyncio.get_running_loop()
+        write_late()
         self.fanout = Fanout(self.settings, self.engines.runtime, self.spawn)
         self._client = blocking_client(self.settings.fanout_redis_url or self.settings.redis_url)
         self.healing = Healing(self)
@@ -137,6 +138,7 @@ class Hub:
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
+        write_at_once()
         await self.attendance.withdraw(list(self.rooms.values()))
         await self.healing.stop()
         if self._tasks:
@@ -172,7 +174,7 @@ class Hub:
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Runs something apart, kept from the garbage collector and awaited by `stop`. It handles its own failures."""
-        task = asyncio.create_task(work)
+        task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
         return task
@@ -278,7 +280,7 @@ class Hub:
         if taken is Taken.OTHER_LIFE:
             self.give_up(feed)
             taken = feed.channel.take(publication)
-        if taken in {Taken.NEXT, Taken.READING}:
+        if taken is Taken.NEXT or taken is Taken.READING:  # a set of them would be hashed in Python each time
             self.deliver(feed, publication)
         elif taken is Taken.GAP:
             self.healing.heal(feed)
@@ -371,6 +373,7 @@ class Hub:
         SUBSCRIPTIONS.set(sum(room.subscriptions for room in self.rooms.values()))
         _stage_deliveries.inc(self._own_delivered)
         self._own_delivered = 0
+        write_figures()
         due = self.clocks.take_due(self.now_ms())
         for start in range(0, len(due), self.settings.sweep_slice):
             now_ms = self.now_ms()

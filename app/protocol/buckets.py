@@ -14,7 +14,8 @@ class Bucket:
 
     def level(self, now_ms: float) -> float:
         if now_ms > self._at_ms:
-            self._level = min(self._burst, self._level + (now_ms - self._at_ms) * self._per_ms)
+            level = self._level + (now_ms - self._at_ms) * self._per_ms
+            self._level = level if level < self._burst else self._burst  # a call of `min` takes as long as the rest
             self._at_ms = now_ms
         return self._level
 
@@ -23,7 +24,8 @@ class Bucket:
 
     def take(self, now_ms: float, count: int = 1) -> bool:
         """Takes `count`, or nothing at all when there are fewer."""
-        if self.level(now_ms) < count:
+        level = self._level if now_ms <= self._at_ms else self.level(now_ms)  # several ask within a moment
+        if level < count:
             return False
-        self._level -= count
+        self._level = level - count
         return True

@@ -27,6 +27,8 @@ class JsonCodec:
     ping = b"{}"
 
     def split(self, frame: bytes) -> list[bytes]:
+        if b"\n" not in frame and frame.strip():
+            return [frame]  # as nearly always
         if frame.count(b"\n") > MESSAGES_MAX:
             raise Malformed(f"a frame of more than {MESSAGES_MAX} lines")
         messages = [line for line in frame.split(b"\n") if line.strip()]

@@ -10,6 +10,7 @@ JSON goes by the fields' names, Protobuf by the `Number` beside each, and both b
 from typing import Annotated
 
 from msgspec import Meta, Raw, Struct
+from msgspec.structs import astuple
 
 NO_DATA = Raw(b"")  # an absent payload; the codecs leave it out
 
@@ -129,9 +130,7 @@ class Command(Message):
 
     def requests(self) -> list[Request]:
         """The bodies present: one in a valid command, none in a pong."""
-        bodies = (self.connect, self.subscribe, self.unsubscribe, self.publish, self.presence, self.presence_stats)
-        others = (self.history, self.ping, self.send, self.rpc, self.refresh, self.sub_refresh)
-        return [body for body in (*bodies, *others) if body is not None]
+        return [body for body in astuple(self)[1:] if body is not None]  # without the id
 
 
 class Identified(Message):

@@ -57,6 +57,12 @@ FLOOD_FACTOR = 10  # this many times the command rate is no client of ours: clos
 ERRORS_FORGIVEN_PER_S = 1 / 30  # a viewer who stays for hours may err now and then
 NEVER_MS = float("inf")
 
+_NOT_OFFERED: dict[type[Request], tuple[ErrorCode, str]] = {
+    PublishRequest: (codes.PERMISSION_DENIED, "clients do not publish; use an RPC method such as chat.send"),
+    PresenceRequest: (codes.NOT_AVAILABLE, "who is present is not told; presence_stats has the count"),
+    SubRefreshRequest: (codes.NOT_AVAILABLE, "channels have no tokens of their own"),
+}
+
 
 class State(StrEnum):
     OPENING = auto()
@@ -118,6 +124,7 @@ class Session:
         "_stale_at_ms",
         "channels",
         "close_code",
+        "due_ms",
         "state",
     )
 
@@ -143,6 +150,7 @@ class Session:
         self._rate: Bucket | None = None  # None: full
         self._flood: Bucket | None = None
         self._errors: Bucket | None = None
+        self.due_ms = self._stale_at_ms  # when it is next to be ticked, if nothing happens before
 
     # --- from the client ------------------------------------------------------------------------------------------------------------
 
@@ -153,6 +161,7 @@ class Session:
             return incoming
         if self._pong_due_ms != NEVER_MS:
             self._pong_due_ms = NEVER_MS  # any sign of life will do
+            self._reckon()
             if frame == self._codec.ping:
                 return incoming  # the one pong that is expected: nothing to read, nothing to count
         try:
@@ -240,21 +249,20 @@ class Session:
                 self._send_error(command_id, codes.SERVICE_UNAVAILABLE, "this node is shutting down; connect again", now_ms)
             case _ if not self._may_command(now_ms):
                 self._send_error(command_id, codes.TOO_MANY_REQUESTS, "too many commands a second; slow down", now_ms)
-            case PublishRequest():
-                self._send_error(command_id, codes.PERMISSION_DENIED, "clients do not publish; use an RPC method such as chat.send", now_ms)
-            case PresenceRequest():
-                self._send_error(command_id, codes.NOT_AVAILABLE, "who is present is not told; presence_stats has the count", now_ms)
-            case SubRefreshRequest():
-                self._send_error(command_id, codes.NOT_AVAILABLE, "channels have no tokens of their own", now_ms)
+            case RpcRequest() if self._calls >= self._limits.calls_in_flight_max:
+                self._send_error(command_id, codes.TOO_MANY_REQUESTS, "too many calls without an answer; wait for some", now_ms)
+            case RpcRequest():  # asked first of those that are left: nearly every command is one
+                self._await(command_id, now_ms, is_call=True)
+                incoming.append(Incoming(command_id, request))
+            case PublishRequest() | PresenceRequest() | SubRefreshRequest():
+                self._send_error(command_id, *_NOT_OFFERED[type(request)], now_ms)
             case UnsubscribeRequest():
                 self._unsubscribe(command_id, request.channel, now_ms)
                 incoming.append(Incoming(command_id, request))
             case SubscribeRequest():
                 self._take_subscribe(command_id, request, incoming, now_ms)
-            case RpcRequest() if self._calls >= self._limits.calls_in_flight_max:
-                self._send_error(command_id, codes.TOO_MANY_REQUESTS, "too many calls without an answer; wait for some", now_ms)
             case _:
-                self._await(command_id, now_ms, is_call=isinstance(request, RpcRequest))
+                self._await(command_id, now_ms)
                 incoming.append(Incoming(command_id, request))
 
     def _take_subscribe(self, command_id: int, request: SubscribeRequest, incoming: list[Incoming], now_ms: float) -> None:
@@ -327,6 +335,7 @@ class Session:
     def extend(self, now_ms: float, expires_in_ms: float) -> None:
         """The token of the connection holds for so long from now."""
         self._expires_at_ms = now_ms + expires_in_ms + self._limits.refresh_grace_ms
+        self._reckon()
 
     def reply(self, command_id: int, result: Result) -> bool:
         """False when the command was answered before (overdue) or the session is over; then nothing is sent."""
@@ -419,10 +428,9 @@ class Session:
 
     # --- time -----------------------------------------------------------------------------------------------------------------------
 
-    @property
-    def due_ms(self) -> float:
-        """When it is next to be ticked, if nothing happens before."""
-        return min(self._stale_at_ms, self._ping_at_ms, self._pong_due_ms, self._expires_at_ms)
+    def _reckon(self) -> None:
+        """After any of these has changed. Kept, since it is asked for with every command and changes with few."""
+        self.due_ms = min(self._stale_at_ms, self._ping_at_ms, self._pong_due_ms, self._expires_at_ms)
 
     @property
     def is_busy(self) -> bool:
@@ -456,6 +464,7 @@ class Session:
         self._put(self._codec.ping)
         self._ping_at_ms = now_ms + self._limits.ping_interval_ms
         self._pong_due_ms = now_ms + self._limits.pong_timeout_ms
+        self._reckon()
         self._let_go(now_ms)
 
     def _let_go(self, now_ms: float) -> None:

@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 from starlette.responses import JSONResponse, Response
 
+from app.core.metrics import write_figures
 from app.rest.access import EnginesDep, public
 from app.storage.durability import find_weaknesses
 from app.storage.work import Engines
@@ -73,4 +74,5 @@ async def _warnings(engines: Engines) -> list[str]:
 @router.get("/metrics")
 @public
 async def metrics() -> Response:
+    write_figures()  # what other processes have counted is a second old at most
     return Response(generate_latest(_registry), media_type=CONTENT_TYPE_LATEST)
