@@ -54,7 +54,7 @@ load: install ## A small load test against a product of its own, then the audit 
 fuzz: install ## A million wrong inputs to codecs, frames, sessions and sockets (INPUTS=, SEED=)
 	$(BIN)/python -m tests.fuzz --inputs $(INPUTS) --seed $(SEED)
 
-torture: install ## A million random operations while every process is killed, then the books (OPERATIONS=, SEED=, ARGS="--kill-every-s 6")
+torture: install ## A million random operations while every process is killed, then the books (OPERATIONS=, SEED=, ARGS="--kill-every-s 8")
 	$(BIN)/python -m loadtests.torture --operations $(OPERATIONS) --seed $(SEED) $(ARGS)
 
 bench: install ## Jishi beside other servers, as ratios (ARGS="--only storm"; ARGS=--help)

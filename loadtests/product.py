@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 START_S_MAX = 90
+COMMAND_S_MAX = 600  # comparing the books of a million operations takes its time
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Product:
     def jishi(self, *arguments: str) -> str:
         """Runs a command of the command line against this product and returns what it printed, also where it found something wrong."""
         command = [sys.executable, "-m", "app.cli", *arguments, "--data-dir", str(self.data_dir)]
-        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)  # noqa: S603 - our own command line
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=COMMAND_S_MAX)  # noqa: S603 - our own command line
         if done.returncode and not done.stdout:
             raise SystemExit(done.stderr)
         return done.stdout

@@ -139,6 +139,9 @@ class Settings(BaseSettings):
     # Payments and webhooks
     provider_timeout_s: Annotated[int, Field(gt=0, le=4)] = 4  # clients give a command up after 5 s
     provider_attempts_max: Positive = Field(default=12, description="calls to a provider that does not answer, further and further apart")
+    provider_takeover_s: Positive = Field(
+        default=30, description="after `provider_timeout_s`: then a call of a process that died in the middle is made again"
+    )
     stripe_secret_key: SecretStr = SecretStr("")
     stripe_webhook_secret: SecretStr = Field(default=SecretStr(""), description="`whsec_...` of the endpoint that Stripe calls")
     stripe_publishable_key: str = Field(default="", description="handed to viewers' apps with each payment")

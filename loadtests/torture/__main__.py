@@ -1,7 +1,7 @@
 """Random operations on a whole product while its processes are killed, and then the books. Exit code 1 when a promise broke.
 Ctrl-C ends the operations and goes on with the books.
 
-python -m loadtests.torture [--operations 1000000] [--seed 1] [--kill-every-s 6] [--seconds-max 3600]
+python -m loadtests.torture [--operations 1000000] [--seed 1] [--kill-every-s 8] [--seconds-max 3600]
 """
 
 import argparse
@@ -18,7 +18,7 @@ def main() -> int:
     )
     parser.add_argument("--operations", type=int, default=1_000_000, help="answers to collect, repetitions included [1,000,000]")
     parser.add_argument("--seed", type=int, default=1, help="of every dice: who does what, what is killed [1]")
-    parser.add_argument("--kill-every-s", type=float, default=6.0, help="one kill about this often; 0: none [6]")
+    parser.add_argument("--kill-every-s", type=float, default=8.0, help="one kill about this often; 0: none [8]")
     parser.add_argument("--seconds-max", type=float, default=3600.0, help="then no more operations begin, however many are missing [3600]")
     parser.add_argument("--viewers", type=int, default=160, help="websockets at the same time [160]")
     parser.add_argument("--data-dir", type=Path, help="where the product keeps its data, which then stay; else a folder that goes with it")

@@ -1,4 +1,4 @@
-"""Draws and envelopes at the end: what was published is computed again by rules written here a second time (docs: design of fair play),
+"""Draws and envelopes at the end: what was published is computed again by rules written here a second time,
 and every acknowledged entry and share is held against it. Nothing of the product's own code decides here."""
 
 import hashlib

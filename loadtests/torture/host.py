@@ -18,7 +18,7 @@ from loadtests.torture.journal import Journal
 from loadtests.torture.line import ANSWER_S_MAX, Refused, Unanswered, post
 
 TRY_AGAIN_S = 0.3
-PAUSE_S_MAX = 0.15  # between two acts
+PAUSE_S_MAX = 0.8  # between two acts
 REFUNDS_MAX = 3  # of one order
 NEW_OFFER_UNITS = 60
 STEPS_WITHIN_S = 4.0

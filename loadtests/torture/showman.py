@@ -9,7 +9,7 @@ from loadtests.torture.host import Staff
 from loadtests.torture.line import Refused
 from loadtests.torture.plays import DrawBook, EnvelopeBook, now_ms
 
-PAUSE_S_MAX = 0.5
+PAUSE_S_MAX = 1.2
 DEPOSIT_MINOR = 1_000_000
 OPEN_S_MIN, OPEN_S_MAX = 2, 8
 WORD = "good harvest"

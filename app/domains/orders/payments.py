@@ -166,8 +166,8 @@ async def call_provider(engines: Engines, kind: str, subject: str) -> None:
 async def _lease(engines: Engines, limit: int, *, only: tuple[str, str] | None = None) -> list[ProviderCall]:
     now = engines.runtime.now()
     async with engines.sql.begin() as session:
-        # Half a minute more than an answer takes: what a killed process left is made again then.
-        until = now + timedelta(seconds=engines.settings.provider_timeout_s + 30)
+        settings = engines.settings
+        until = now + timedelta(seconds=settings.provider_timeout_s + settings.provider_takeover_s)  # then nobody is at it any more
         return await store.lease_calls(session, now, until=until, limit=limit, only=only)
 
 

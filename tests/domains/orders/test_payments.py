@@ -181,6 +181,21 @@ async def test_a_call_without_an_answer_is_made_again_with_the_same_key(shelf: S
     assert (await pay(engines, order)).client_secret == "s1"  # the same key: the same attempt
 
 
+async def test_a_call_whose_process_died_is_made_again_after_a_while(shelf: Shelf, engines: Engines, runtime: TestRuntime) -> None:
+    engines.settings.provider_timeout_s, engines.settings.provider_takeover_s = 2, 3
+    order = await shelf.order(await shelf.offer())
+    provider = Provider([RuntimeError("the end"), Taken(reference="pi_1")])
+    engines.local["payment provider sandbox"] = provider
+    with pytest.raises(RuntimeError, match="the end"):
+        await pay(engines, order)
+    runtime.advance(4999)
+    await payments.call_providers(engines)
+    assert len(provider.asked) == 1
+    runtime.advance(1)
+    await payments.call_providers(engines)
+    assert len(provider.asked) == 2
+
+
 async def test_a_provider_that_never_answers_or_says_no_is_a_decline(shelf: Shelf, engines: Engines, runtime: TestRuntime) -> None:
     order = await shelf.order(await shelf.offer())
     engines.settings.provider_attempts_max = 2
