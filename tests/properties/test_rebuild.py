@@ -153,5 +153,35 @@ def test_who_waits_goes_on_waiting_and_the_line_follows_from_it() -> None:
     before = Survivors(offers=whole.offers, holds={"h9": waits}, counts={}, deadlines={}, line=frozenset({"o2|000000000001|gone"}))
     rebuilt = rebuild(before, _known({}, is_cut=False), 0)
     assert rebuilt.line == {"o2|000000000003|h9": True, "o2|000000000001|gone": False}
-    assert rebuilt.offers == {"o2": whole.offers["o2"] | {"waiting": 1}}
+    assert rebuilt.offers == {"o2": whole.offers["o2"] | {"waiting": 1, "turns": 3}}
     assert (rebuilt.counts, rebuilt.holds, rebuilt.is_lost) == ({"o2|v0": 1}, {}, False)
+
+
+def test_a_line_that_is_gone_is_put_together_from_what_sql_noted_and_one_without_an_offer_is_void() -> None:
+    wait = {"viewer": "v1", "quantity": 1, "turn": 4, "since": 7, "ttl": 9}
+    known = Known(
+        terms={"o1": terms("o1")},
+        sessions={"s": "live"},
+        standing={},
+        noted={},
+        waits={"h1": wait | {"offer": "o1"}, "h2": wait | {"offer": "gone"}},
+        is_cut=True,
+    )
+    rebuilt = rebuild(Survivors(offers={}, holds={}, counts={}, deadlines={}), known, 0)
+    assert rebuilt.line == {"o1|000000000004|h1": True}
+    hold = rebuilt.holds["h1"]
+    assert (hold["state"], hold["since"], hold["ttl"], hold["session"], hold["deadline"]) == ("waiting", 7, 9, "s", 0)
+    assert (rebuilt.offers["o1"]["waiting"], rebuilt.offers["o1"]["turns"], rebuilt.counts) == (1, 4, {"o1|v1": 1})
+    assert rebuilt.void_waits == {"h2": wait | {"offer": "gone"}}
+
+
+def test_a_prize_that_no_draw_knows_of_is_given_back_and_no_loss() -> None:
+    before = engine_at({})
+    for name in ("h1", "h3"):  # of o2
+        before.holds[name] = record(1, "held", deadline=0) | {"escrow": True, "quantity": 2}
+    before.offers["o2"] |= {"held": 4, "available": 0}
+    known = _known({}, is_cut=False)
+    known.standing["h1"] = record(1, "held", deadline=0) | {"escrow": True, "quantity": 2}
+    rebuilt = rebuild(before, known, 0)
+    assert {name: hold["state"] for name, hold in rebuilt.holds.items()} == {"h3": "released"}
+    assert (rebuilt.offers["o2"]["held"], rebuilt.offers["o2"]["available"], rebuilt.is_lost) == (2, 2, False)

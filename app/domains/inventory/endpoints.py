@@ -154,6 +154,7 @@ DOMAIN = Domain(
     intake={
         "hold.placed": service.take_in_holds,
         "hold.ended": service.take_in_holds,
+        "wait.joined": service.take_in_waits,
         "wait.ended": service.take_in_waits,
         "offer.sold_out": service.take_in_shelf,
         "offer.restocked": service.take_in_shelf,

@@ -86,8 +86,24 @@ local function serve_changed()
   end
 end
 
+local function note_joined()  -- for SQL, which puts the line together again if the engine loses it
+  local waits = {}
+  for offer_id, ids in pairs(joined) do
+    for _, id in ipairs(ids) do
+      local hold = hold_of(id)
+      if hold.state == 'waiting' then
+        waits[#waits + 1] = {
+          wait = id, viewer = hold.viewer, offer = offer_id, quantity = hold.quantity, turn = hold.turn, since = hold.since, ttl = hold.ttl,
+        }
+      end
+    end
+  end
+  if #waits > 0 then tell('wait.joined', {waits = waits}) end
+end
+
 local function finish()  -- what every sales script ends with
   serve_changed()
+  note_joined()
   if #waits_ended > 0 then tell('wait.ended', {waits = waits_ended}) end
   commit()
 end

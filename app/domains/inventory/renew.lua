@@ -6,9 +6,9 @@
 -- Member: act and by act:
 --   mark last: the outbox goes on behind SQL's intake mark, so that ids never go back · lost: something is missing, also for who tries again
 --   session id state · offer id record ended · hold id record · count field units · deadline id at (ms; 0: none)
---   line name stands · void hold viewer offer: its viewer is told · open told epoch lost
+--   line name stands · void hold viewer offer, void_wait wait viewer offer: its viewer is told · open told epoch lost
 -- Answer: word: done; stale: the engine has restarted since, or the room is open.
-local act, word = {}, 'done'
+local act, word, waits_ended = {}, 'done', {}
 
 function act.mark(member)
   local id = redis.pcall('XADD', OUTBOX, member.last, 't', '')  -- refused where the outbox is further already
@@ -38,6 +38,10 @@ function act.count(member) counts[member.field] = member.units end
 function act.deadline(member) deadlines[member.id] = member.at > 0 and member.at end
 function act.void(member) ended[#ended + 1] = {hold = member.hold, viewer = member.viewer, offer = member.offer, outcome = 'void'} end
 
+function act.void_wait(member)
+  waits_ended[#waits_ended + 1] = {wait = member.wait, viewer = member.viewer, offer = member.offer, outcome = 'closed'}
+end
+
 function act.open(member)
   redis.call('HSET', ROOM, 'life', life)
   redis.call('HDEL', ROOM, 'lost')
@@ -50,5 +54,6 @@ for index, member in ipairs(cjson.decode(ARGV[5])) do
   if word == 'done' then act[member.act](member) end
   answers[index] = {word = word}
 end
+if #waits_ended > 0 then tell('wait.ended', {waits = waits_ended}) end
 if word == 'done' then commit() end
 return cjson.encode(answers)

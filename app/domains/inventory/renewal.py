@@ -8,6 +8,7 @@ Other domains that keep hot records of a room, draws and envelopes, do theirs in
 Invariants
 - Never an oversell: a room sells only after its counters were worked out from all orders that SQL has and all holds that survived.
 - Acknowledged orders that SQL has, stand. Open holds that are gone are void, and their viewers told, as far as SQL has a note of them.
+- Waiting lines go on in their order: SQL has a note of each place until it ends.
 - The row of the room's intake mark is locked meanwhile: no intake beside it, one renewal at a time. Cut off anywhere, it begins again.
 - Ids of the outbox never go back, also when the engine's clock did: the mark would skip them.
 """
@@ -208,7 +209,8 @@ async def _find_known(work: Work, room_id: str, survivors: Survivors, *, is_cut:
             standing[hold_id] = further(standing[hold_id], record) if hold_id in standing else record
     noted = await store.list_noted(session, room_id, datetime.fromtimestamp(await _now_ms(engines) / 1000, UTC))
     members = [{"act": "session", "id": name, "state": state} for name, state in sessions.items() if state in set(SessionState)]
-    return Known(terms=terms, sessions=dict(sessions), standing=standing, noted=noted, is_cut=is_cut), members
+    waits = await store.list_waits(session, room_id)
+    return Known(terms=terms, sessions=dict(sessions), standing=standing, noted=noted, waits=waits, is_cut=is_cut), members
 
 
 def _members(rebuilt: Rebuilt, known: Known) -> Iterable[store.Member]:
@@ -225,6 +227,8 @@ def _members(rebuilt: Rebuilt, known: Known) -> Iterable[store.Member]:
         yield {"act": "deadline", "id": hold_id, "at": at_ms}
     for hold_id, note in rebuilt.void.items():
         yield {"act": "void", "hold": hold_id, "viewer": note["viewer"], "offer": note["offer"]}
+    for wait_id, wait in rebuilt.void_waits.items():
+        yield {"act": "void_wait", "wait": wait_id, "viewer": wait["viewer"], "offer": wait["offer"]}
 
 
 async def _members_of_sql(work: Work, room_id: str) -> list[store.Member]:

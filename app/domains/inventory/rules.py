@@ -246,6 +246,7 @@ class Known(Struct, frozen=True, kw_only=True):
     sessions: dict[str, str]  # those that are not long over
     standing: dict[str, Record]  # holds that SQL knows to have become orders, or to keep prizes
     noted: dict[str, Record]  # open holds that SQL has a note of
+    waits: dict[str, Record] = field(default_factory=dict[str, Record])  # places in lines that SQL has not heard the end of
     is_cut: bool  # the outbox ends before what SQL has read of it: its end is lost, and with it an unknown part of everything
 
 
@@ -258,6 +259,7 @@ class Rebuilt(Struct, frozen=True, kw_only=True):
     deadlines: dict[str, int]  # 0: none
     line: dict[str, bool]  # whether this place is in a line
     void: dict[str, Record]  # noted holds that are gone: their viewers have to be told
+    void_waits: dict[str, Record]  # places in the line of an offer that is gone
     is_lost: bool  # something that was known is missing or older in the engine
 
 
@@ -274,9 +276,9 @@ def rebuild(survivors: Survivors, known: Known, now_ms: int) -> Rebuilt:
     """Pure merge. The engine's records and SQL's are both beginnings of one history, so the further state of a hold is the true one.
 
     Holds that survived stand, also those that had ended in what was lost: they run out by themselves, and never more is promised than there
-    is. Who waits in a line that survived goes on waiting; of lines SQL knows nothing. Counters, counts and deadlines are sums over the
-    holds; what they were before does not matter. A prize that no draw knows of is given back: its draw ended in what was lost, or never
-    opened.
+    is. A line is who stands in it by SQL's notes, each in the old place, and whoever had a turn in what was lost, which is void. A prize
+    that no draw knows of is given back: its draw ended in what was lost, or never opened. Counters, counts and deadlines are sums over the
+    holds; what they were before does not matter.
     """
     holds, is_lost = dict(survivors.holds), known.is_cut
     for hold_id, record in known.standing.items():
@@ -284,6 +286,12 @@ def rebuild(survivors: Survivors, known: Known, now_ms: int) -> Rebuilt:
         if merged is not None and merged != holds.get(hold_id):
             holds[hold_id] = merged
             is_lost = True
+    holds |= {hold_id: hold | {"state": HoldState.RELEASED} for hold_id, hold in holds.items() if _has_left(hold_id, hold, known)}
+    for wait_id in known.waits.keys() - holds.keys():
+        if known.waits[wait_id]["offer"] in known.terms:
+            holds[wait_id] = _waiting(known.waits[wait_id], known.terms)
+        is_lost = True
+    void_waits = {wait_id: wait for wait_id, wait in known.waits.items() if wait_id not in holds}
     void = {hold_id: note for hold_id, note in known.noted.items() if hold_id not in holds and note["expires"] > now_ms}
     offers = _offers(survivors.offers, known, holds)
     is_lost = is_lost or bool(void) or any(_counters(offer) != _counters(survivors.offers.get(name)) for name, offer in offers.items())
@@ -302,8 +310,13 @@ def rebuild(survivors: Survivors, known: Known, now_ms: int) -> Rebuilt:
         deadlines=_changes(survivors.deadlines, {hold_id: hold["deadline"] for hold_id, hold in open_holds.items()}),
         line={name: name in line for name in survivors.line ^ line},
         void=void,
+        void_waits=void_waits,
         is_lost=is_lost,
     )
+
+
+def _has_left(hold_id: str, hold: Record, known: Known) -> bool:
+    return known.is_cut and hold["state"] == HoldState.WAITING and hold_id not in known.waits and hold_id not in known.noted
 
 
 def _is_unclaimed(hold_id: str, hold: Record, known: Known, offers: Mapping[str, Record]) -> bool:
@@ -317,15 +330,21 @@ def _merge(mine: Record | None, record: Record, survivors: Survivors, known: Kno
         is_over = record["state"] in {HoldState.CANCELLED, HoldState.LAPSED}
         if (is_over and not known.is_cut) or (record["offer"] not in survivors.offers and terms is None):
             return None
-        shared = ("session", "price", "version", "policy", "currency")  # of a prize that its draw knows without them
         first_paid = {"first_paid": True} if terms and terms.get("selling") == "first_paid" and not record["escrow"] else {}
-        return {name: terms[name] for name in shared if terms} | _LEFT_OPEN | record | first_paid
+        return {name: terms[name] for name in _OF_TERMS if terms} | _LEFT_OPEN | record | first_paid
     merged = _LEFT_OPEN | further(mine, record)
     returned = {**record.get("given", {}), **mine.get("given", {})}  # a refund gives back once: SQL notes what the engine had
     if returned:
         merged |= {"given": returned, "returned": sum(returned.values())}
     return merged if _essence(merged) != _essence(mine) else mine
 
+
+def _waiting(wait: Record, terms: Mapping[str, Record]) -> Record:
+    of_terms = {name: terms[wait["offer"]][name] for name in _OF_TERMS}  # its price will be that of the moment when its turn comes
+    return of_terms | _LEFT_OPEN | wait | {"state": HoldState.WAITING, "escrow": False, "deadline": 0}
+
+
+_OF_TERMS = ("session", "price", "version", "policy", "currency")  # what a hold has from its offer, and a prize's draw does not know
 
 # SQL does not know the key of an order's placing: whichever comes again is taken for it.
 _LEFT_OPEN: Record = {"place_key": "", "expires": 0}
@@ -355,8 +374,10 @@ def _offer(before: Record | None, terms: Record | None, holds: Sequence[Record])
     left = offer["total"] - sum(units.values())
     offer |= units | {"available": max(left, 0), "short": max(-left, 0)}
     offer["holds"] = max(offer["holds"], sum(not hold["escrow"] and hold["state"] != HoldState.WAITING for hold in holds))
-    waiting = sum(hold["state"] == HoldState.WAITING for hold in holds)
-    return offer | {"waiting": waiting} if waiting or offer.get("waiting") else offer
+    waiting = [hold["turn"] for hold in holds if hold["state"] == HoldState.WAITING]
+    if not waiting and not offer.get("waiting"):
+        return offer
+    return offer | {"waiting": len(waiting), "turns": max([offer.get("turns", 0), *waiting])}  # who comes next, stands behind them
 
 
 def _counters(offer: Record | None) -> tuple[int, ...]:

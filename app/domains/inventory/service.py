@@ -316,13 +316,22 @@ def _session_state(event: SessionWentLive | SessionInterrupted | SessionResumed 
 async def take_in_holds(work: Work, entries: list[OutboxEntry]) -> None:
     """Notes the holds and tells the viewer's other devices; a row a batch, since a flash sale places tens of thousands a second."""
     _note_holds(work, entries)
+    promoted = [hold["hold"] for entry in entries for hold in entry.data["holds"] if hold.get("promoted")]
+    if promoted:
+        await store.forget_waits(work.session, promoted)
     await _tell_viewers(work, [(entry, hold["viewer"], _hold_event(entry, hold)) for entry in entries for hold in entry.data["holds"]])
 
 
 async def take_in_waits(work: Work, entries: list[OutboxEntry]) -> None:
-    """Who waited in vain, or no longer wants to. SQL knows no lines."""
+    """Notes who stands in a line from now on, and tells who waited in vain, or no longer wants to."""
+    joined = [wait for entry in entries if entry.type == "wait.joined" for wait in entry.data["waits"]]
+    if joined:
+        await store.note_waits(work.session, entries[0].room_id, joined)
+    ended = [entry for entry in entries if entry.type == "wait.ended"]
+    if ended:
+        await store.forget_waits(work.session, [wait["wait"] for entry in ended for wait in entry.data["waits"]])
     events: list[tuple[OutboxEntry, str, Event]] = []
-    for entry in entries:
+    for entry in ended:
         for wait in entry.data["waits"]:
             ended = WaitEnded(at=at_text(entry.at_ms), wait=wait["wait"], offer=wait["offer"], outcome=wait["outcome"])
             events.append((entry, wait["viewer"], ended))

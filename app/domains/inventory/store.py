@@ -1,6 +1,7 @@
 """The engine's side of inventory: keys, scripts, and what goes in and out of them. All keys of a room share its hash tag.
 
-A hold is no SQL row: what becomes of it stands in the outbox, and SQL has the orders. Of open holds SQL has notes, a row a batch.
+A hold is no SQL row: what becomes of it stands in the outbox, and SQL has the orders. Of open holds SQL has notes, a row a batch, and of
+places in lines, a row each.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,8 @@ from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.domains.inventory.rules import Hold, MoveAnswer, ReserveAnswer, RoomBooks, Stock, Survivors, SweepAnswer
-from app.domains.inventory.tables import HoldNote
+from app.domains.inventory.tables import HoldNote, WaitNote
+from app.storage.bulk import BulkInsert
 from app.storage.intake import has_mark, outbox_key
 from app.storage.life import LIFE, being_renewed, room_key
 from app.storage.redis import Script
@@ -250,3 +252,45 @@ async def list_noted(session: AsyncSession, room_id: str, now: datetime) -> dict
         placed |= {hold["hold"]: hold for hold in msgspec.json.decode(row.placed)}
         ended |= set(msgspec.json.decode(row.ended))
     return {hold_id: hold for hold_id, hold in placed.items() if hold_id not in ended}
+
+
+_insert_waits = BulkInsert(
+    WaitNote, "id", "room_id", "offer_id", "viewer_id", "quantity", "turn", "since_ms", "ttl_ms", after="on conflict do nothing"
+)
+
+
+async def note_waits(session: AsyncSession, room_id: str, waits: Sequence[dict[str, Any]]) -> None:
+    rows = [
+        {
+            "id": wait["wait"],
+            "room_id": room_id,
+            "offer_id": wait["offer"],
+            "viewer_id": wait["viewer"],
+            "quantity": wait["quantity"],
+            "turn": wait["turn"],
+            "since_ms": wait["since"],
+            "ttl_ms": wait["ttl"],
+        }
+        for wait in waits
+    ]
+    await _insert_waits(session, rows)
+
+
+async def forget_waits(session: AsyncSession, wait_ids: Sequence[str]) -> None:
+    await session.execute(delete(WaitNote).where(WaitNote.id.in_(wait_ids)))
+
+
+async def list_waits(session: AsyncSession, room_id: str) -> dict[str, dict[str, Any]]:
+    """Places in lines, as the engine keeps them."""
+    rows = await session.scalars(select(WaitNote).where(WaitNote.room_id == room_id))
+    return {
+        row.id: {
+            "offer": row.offer_id,
+            "viewer": row.viewer_id,
+            "quantity": row.quantity,
+            "turn": row.turn,
+            "since": row.since_ms,
+            "ttl": row.ttl_ms,
+        }
+        for row in rows
+    }

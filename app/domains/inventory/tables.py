@@ -1,4 +1,6 @@
-"""What SQL keeps of holds: not the holds, which are the engine's, but enough to know who must be told when the engine loses them."""
+"""What SQL keeps of holds: not the holds, which are the engine's, but enough to know who must be told when the engine loses them, and who
+stood in which line.
+"""
 
 from datetime import datetime
 
@@ -22,3 +24,19 @@ class HoldNote(Table):
     placed: Mapped[bytes] = mapped_column(LargeBinary)  # JSON: the holds as the outbox tells them
     ended: Mapped[bytes] = mapped_column(LargeBinary)  # JSON: ids of holds that ended or became orders
     until: Mapped[datetime]
+
+
+class WaitNote(Table):
+    """A place in a line, from the moment that intake hears of it until it hears of its end."""
+
+    __tablename__ = "wait_notes"
+    __table_args__ = (Index(None, "room_id"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)  # of the hold that it becomes
+    room_id: Mapped[str]
+    offer_id: Mapped[str]
+    viewer_id: Mapped[str]
+    quantity: Mapped[int]
+    turn: Mapped[int]
+    since_ms: Mapped[int]  # by the engine's clock, since 1970
+    ttl_ms: Mapped[int]  # of the hold

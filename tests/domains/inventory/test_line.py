@@ -5,8 +5,10 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from app.core.errors import AppError
+from app.domains.inventory import renewal
 from app.domains.inventory import service as inventory
 from app.domains.orders import reconciliation
 from app.domains.orders import service as orders
@@ -15,6 +17,7 @@ from app.protocol.commands import Waiting
 from app.protocol.events import HoldPlaced, WaitEnded, decode_event
 from app.storage.work import Engines
 from tests.support.auditor.stock import audit_stock
+from tests.support.lives import fail_over, remember, renew
 from tests.support.runtime import TestRuntime
 from tests.support.shelf import Shelf, open_shelf
 
@@ -214,3 +217,61 @@ async def test_who_waits_uses_up_the_limit(shelf: Shelf) -> None:
     assert (await shelf.reserve(offer, "mei")).outcome == "limit"
     assert await leave(shelf, "mei", (await wait(shelf, offer, "mei", key="w1")).wait) == "left"
     assert (await wait(shelf, offer, "mei", key="w3")).outcome == "waiting"
+
+
+async def noted(engines: Engines) -> list[str]:
+    async with engines.sql.read() as session:
+        return list(await session.scalars(text("select viewer_id from wait_notes order by turn")))
+
+
+async def test_sql_notes_who_stands_in_line_and_no_longer(shelf: Shelf, engines: Engines) -> None:
+    offer = await line_offer(shelf)
+    assert (await wait(shelf, offer, "lin")).outcome == "held", "a turn at once is no place"
+    mei, hua, _ = [await wait(shelf, offer, viewer) for viewer in ("mei", "hua", "wei")]
+    await shelf.intake()
+    assert await noted(engines) == ["mei", "hua", "wei"]
+    await leave(shelf, "mei", mei.wait)
+    await shelf.add_stock(offer, 1)
+    await shelf.intake()
+    assert await noted(engines) == ["wei"]
+    await shelf.end()
+    await inventory.expire_sales(engines)
+    await shelf.intake()
+    assert await noted(engines) == []
+    assert hua.wait
+    assert await audit_stock(engines, ["room1"]) == []
+
+
+async def test_a_line_that_the_engine_lost_goes_on_in_its_order(shelf: Shelf, engines: Engines) -> None:
+    offer = await line_offer(shelf)
+    held = await shelf.reserve(offer)
+    mei, hua = [await wait(shelf, offer, viewer) for viewer in ("mei", "hua")]
+    memory = await remember(engines)  # with both of them unread in the outbox
+    await wait(shelf, offer, "wei")
+    await leave(shelf, "mei", mei.wait)
+    await shelf.intake()
+    await wait(shelf, offer, "bo")  # nobody else ever hears of it
+    await fail_over(engines, memory, "room1")
+    assert (await wait(shelf, offer, "zoe")).outcome == "frozen"
+    await renew(engines)
+    assert await in_line(shelf, offer) == await noted(engines) == ["hua", "wei"]
+    assert await leave(shelf, "mei", mei.wait) == "left"
+    assert [(await wait(shelf, offer, viewer)).ahead for viewer in ("bo", "wei")] == [2, 1]
+    assert await audit_stock(engines, ["room1"]) == []
+    assert await release(shelf, "lin", held.hold) == "released"
+    await shelf.intake()
+    assert await in_line(shelf, offer) == await noted(engines) == ["wei", "bo"]
+    assert [event.hold for event in await told(shelf, "hua") if isinstance(event, HoldPlaced)] == [hua.wait]
+    assert await audit_stock(engines, ["room1"]) == []
+
+
+async def test_who_waits_for_an_offer_that_is_gone_is_told(shelf: Shelf, engines: Engines) -> None:
+    offer = await line_offer(shelf)
+    await shelf.reserve(offer)
+    place = await wait(shelf, offer, "mei")
+    await shelf.intake()
+    await fail_over(engines, {})  # SQL knows no session that would bring the offer back
+    await renewal.renew_room(engines, "room1")
+    await shelf.intake()
+    assert [(event.wait, event.outcome) for event in await told(shelf, "mei") if isinstance(event, WaitEnded)] == [(place.wait, "closed")]
+    assert await noted(engines) == []

@@ -3,7 +3,7 @@
 total + short = available + held + ordered + sold          of every offer, none below zero; a first-paid hold takes units when it is sold
 the counters are the sums over the holds' records          each hold in one known state
 a deadline for every open hold, and for nothing else       a viewer's count is what they wait for, hold, ordered and bought
-a place in its offer's line for every hold that waits      nobody waits for what could be theirs
+a place in its offer's line for every hold that waits      nobody waits for what could be theirs, and SQL's notes are of who waits
 orders in SQL <-> holds ordered or sold, one to one        offers.sold = units of paid orders, less what was returned
 """
 
@@ -104,10 +104,12 @@ def _lines(offers: dict[str, Any], holds: dict[str, Any], line: list[str]) -> li
 async def _against_sql(engines: Engines, room_id: str, offers: dict[str, Any], holds: dict[str, Any]) -> list[str]:
     query = text("select id, offer_id, state, quantity, returned from orders where room_id = :room")
     sold_query = text("select id, sold from offers where room_id = :room")
+    noted_query = text("select id from wait_notes where room_id = :room")
     async with engines.sql.read() as session:
         rows = (await session.execute(query, {"room": room_id})).all()
         sold = {row.id: row.sold for row in await session.execute(sold_query, {"room": room_id})}
-    problems: list[str] = []
+        noted = (await session.scalars(noted_query, {"room": room_id})).all()
+    problems = [f"SQL has a note of the wait {name}, which is over" for name in noted if holds.get(name, {}).get("state") != "waiting"]
     orders = {row.id: row for row in rows}
     if len(orders) != len(rows):
         problems.append(f"room {room_id} has an order twice")
