@@ -1,15 +1,18 @@
 """Broken lines and engines of a test's own."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 
 import pytest
+from sqlalchemy import text
 
 from app.composition import build_registry
 from app.core.settings import Settings
 from app.storage.redis import command_client
 from app.storage.work import Engines
 from tests.faults.lines import Line
+from tests.faults.show import Show
+from tests.support.builders import open_room
 from tests.support.faulty_proxy import faulty_proxy
 from tests.support.runtime import TestRuntime
 from tests.support.servers import Servers, make_schema, run_apart, running_servers
@@ -38,3 +41,25 @@ async def own(runtime: TestRuntime) -> AsyncGenerator[tuple[Engines, Servers]]:
         engines = Engines.connect(settings, runtime, build_registry())
         yield engines, servers
         await engines.close()
+
+
+@pytest.fixture(scope="package")
+def show_servers() -> Iterator[Servers]:
+    with running_servers(appendfsync="always", durable=True) as servers:
+        run_apart(make_schema(servers.postgres.url))
+        yield servers
+
+
+@pytest.fixture
+async def show(show_servers: Servers, runtime: TestRuntime) -> AsyncGenerator[Show]:
+    servers = show_servers
+    settings = Settings(
+        environment="development", redis_url=servers.valkey.url, database_url=servers.postgres.url, data_dir=servers.data_dir
+    )
+    engines = Engines.connect(settings, runtime, build_registry())
+    await engines.sales.flushall()
+    async with engines.sql.begin() as session:
+        await session.execute(text("select clean_tables()"))
+    room = await open_room(engines, offers=[("Tea", 500, 20), ("Cups", 900, 5)])
+    yield Show(engines, servers, room, Shelf(engines, room.room_id, room.session_id))
+    await engines.close()

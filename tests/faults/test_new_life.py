@@ -3,149 +3,25 @@
 Nobody sells from records that nobody has compared; what is acknowledged and in SQL stands; what is gone is told; never an oversell.
 """
 
-import json
-import shutil
 import signal
-import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from sqlalchemy import text
 
-from app.composition import build_registry
-from app.core.errors import AppError
-from app.core.settings import Settings
 from app.domains.inventory import renewal, store
 from app.domains.inventory import service as inventory
 from app.domains.lottery import service as lottery
 from app.domains.lottery.rules import Condition, DrawDraft, PrizeDraft, PrizeKind
-from app.domains.orders import payments, reconciliation, sandbox
 from app.domains.orders import service as orders
-from app.domains.orders.tables import SandboxCharge
 from app.protocol.channels import room_channel, user_channel
-from app.protocol.order_commands import OrderPay
-from app.storage.embedded import Valkey
-from app.storage.intake import take_in_room
 from app.storage.work import Engines
-from tests.support.auditor.stock import audit_stock
-from tests.support.builders import OpenRoom, open_room
+from tests.faults.show import Show, TcpValkey, connected, master_and_replica, raises, restart
 from tests.support.runtime import TestRuntime
-from tests.support.servers import Servers, make_schema, run_apart, running_servers
 from tests.support.shelf import Shelf
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
-
-
-class TcpValkey(Valkey):
-    """Replication needs a port: of loopback alone, and free a moment ago."""
-
-    port = 0
-
-    def command(self) -> list[str]:
-        return [*super().command(), "--port", str(self.port), "--bind", "127.0.0.1", "--repl-diskless-sync-delay", "0"]
-
-
-@contextmanager
-def a_free_port() -> Iterator[int]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    yield port
-
-
-@dataclass(slots=True)
-class Show:
-    """A room on air in a product of its own, whose engines may be killed."""
-
-    engines: Engines
-    servers: Servers
-    room: OpenRoom
-    shelf: Shelf
-    acknowledged: dict[str, str] = field(default_factory=dict[str, str])
-
-    @property
-    def offer(self) -> str:
-        return self.room.offer_ids[0]
-
-    async def order(self, number: int) -> str:
-        order = await self.shelf.order(self.offer, viewer=f"v{number}", key=f"k{number}")
-        self.acknowledged[order] = "ordered"
-        return order
-
-    async def hold(self, number: int) -> str:
-        hold = (await self.shelf.reserve(self.offer, viewer=f"v{number}", key=f"k{number}")).hold
-        assert hold
-        return hold
-
-    async def pay(self, order: str, viewer: str) -> str:
-        attempt = await payments.pay(self.engines, viewer_id=viewer, request=OrderPay(order=order, key="m"))
-        return await self.notify(attempt.payment or "")
-
-    async def notify(self, payment: str) -> str:
-        async with self.engines.sql.read() as session:
-            charge = await session.get(SandboxCharge, payment)
-        assert charge
-        body, header = sandbox.sandbox_notice(self.engines.settings, charge, now_ms=self.engines.runtime.now_ms())
-        return await payments.receive_webhook(self.engines, "sandbox", {"Jishi-Signature": header}, body)
-
-    async def work(self) -> None:
-        """What the worker's loops do, once each."""
-        await renewal.recall_rooms(self.engines)
-        await inventory.expire_sales(self.engines)
-        await renewal.renew_rooms(self.engines)
-        while await take_in_room(self.engines, self.room.room_id):
-            pass
-
-    async def stock(self) -> tuple[int, int, int, int]:
-        stock = (await inventory.read_stock(self.engines, self.room.room_id))[self.offer]
-        return stock.available, stock.held, stock.ordered, stock.sold
-
-    async def told(self, channel: str, *types: str) -> list[dict[str, Any]]:
-        rows, _ = await self.engines.streams.history(channel)
-        return [event for row in rows if (event := json.loads(row.data))["type"] in types]
-
-    async def audit(self) -> list[str]:
-        return await audit_stock(self.engines, [self.room.room_id]) + await reconciliation.reconcile(self.engines)
-
-
-async def raises(command: Callable[[], Awaitable[object]]) -> str:
-    with pytest.raises(AppError) as failure:
-        await command()
-    return failure.value.code.word
-
-
-@pytest.fixture(scope="module")
-def module_servers() -> Iterator[Servers]:
-    with running_servers(appendfsync="always", durable=True) as servers:
-        run_apart(make_schema(servers.postgres.url))
-        yield servers
-
-
-@pytest.fixture
-async def show(module_servers: Servers, runtime: TestRuntime) -> AsyncGenerator[Show]:
-    servers = module_servers
-    settings = Settings(
-        environment="development", redis_url=servers.valkey.url, database_url=servers.postgres.url, data_dir=servers.data_dir
-    )
-    engines = Engines.connect(settings, runtime, build_registry())
-    await engines.sales.flushall()
-    async with engines.sql.begin() as session:
-        await session.execute(text("select clean_tables()"))
-    room = await open_room(engines, offers=[("Tea", 500, 20), ("Cups", 900, 5)])
-    yield Show(engines, servers, room, Shelf(engines, room.room_id, room.session_id))
-    await engines.close()
-
-
-def restart(servers: Servers, *, empty: bool = False) -> None:
-    """In this thread: an engine dies with the thread that started it."""
-    servers.valkey.kill()
-    if empty:
-        shutil.rmtree(servers.data_dir / "valkey")
-    servers.valkey.start()
 
 
 async def test_killed_and_restarted_with_its_file_nothing_is_lost_and_nothing_void(show: Show) -> None:
@@ -227,24 +103,6 @@ async def test_ids_of_the_outbox_never_go_back_behind_what_sql_has_read(show: Sh
     assert await show.audit() == []
 
 
-@contextmanager
-def master_and_replica(show: Show) -> Iterator[tuple[TcpValkey, TcpValkey]]:
-    with a_free_port() as port:
-        master = TcpValkey(show.servers.data_dir / "master")
-        replica = TcpValkey(show.servers.data_dir / "replica")
-        master.port = port
-    with a_free_port() as port:
-        replica.port = port
-    master.start()
-    replica.start()
-    try:
-        yield master, replica
-    finally:
-        for engine in (master, replica):
-            engine.stop()
-            shutil.rmtree(engine.data_dir, ignore_errors=True)
-
-
 async def test_a_replica_that_lagged_takes_over(show: Show, runtime: TestRuntime) -> None:
     with master_and_replica(show) as (master, replica):
         await _fail_over(show, runtime, master, replica)
@@ -252,8 +110,8 @@ async def test_a_replica_that_lagged_takes_over(show: Show, runtime: TestRuntime
 
 async def test_nothing_is_acknowledged_before_the_replicas_have_it(show: Show, runtime: TestRuntime) -> None:
     with master_and_replica(show) as (master, replica):
-        old = _connected(show, runtime, master.url, replicas_min=1, replicas_wait_ms=2_000)
-        new = _connected(show, runtime, replica.url)
+        old = connected(show, runtime, master.url, replicas_min=1, replicas_wait_ms=2_000)
+        new = connected(show, runtime, replica.url)
         try:
             await new.sales.execute_command("REPLICAOF", "127.0.0.1", master.port)
             assert await old.sales.execute_command("WAIT", 1, 10_000) == 1
@@ -280,7 +138,7 @@ async def test_nothing_is_acknowledged_before_the_replicas_have_it(show: Show, r
 async def test_an_engine_that_became_a_replica_is_a_passing_trouble(show: Show, runtime: TestRuntime) -> None:
     """Its refusal once counted as a fault of ours, and the connection to it stayed for as long as it lived."""
     with master_and_replica(show) as (master, replica):
-        old = _connected(show, runtime, master.url)
+        old = connected(show, runtime, master.url)
         try:
             await renewal.recall_rooms(old)
             await renewal.renew_room(old, show.room.room_id)
@@ -304,8 +162,8 @@ async def _lines(engines: Engines) -> set[str]:
 
 
 async def _fail_over(show: Show, runtime: TestRuntime, master: TcpValkey, replica: TcpValkey) -> None:
-    old = _connected(show, runtime, master.url)
-    new = _connected(show, runtime, replica.url)
+    old = connected(show, runtime, master.url)
+    new = connected(show, runtime, replica.url)
     try:
         await new.sales.execute_command("REPLICAOF", "127.0.0.1", master.port)
         await renewal.recall_rooms(old)
@@ -344,10 +202,6 @@ async def _fail_over(show: Show, runtime: TestRuntime, master: TcpValkey, replic
     finally:
         await old.close()
         await new.close()
-
-
-def _connected(show: Show, runtime: TestRuntime, url: str, **settings: int) -> Engines:
-    return Engines.connect(show.engines.settings.model_copy(update={"redis_url": url, **settings}), runtime, build_registry())
 
 
 async def test_prizes_in_escrow_come_back_from_what_draws_know(show: Show) -> None:
