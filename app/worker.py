@@ -34,7 +34,7 @@ from app.domains.lottery.service import close_due_draws
 from app.domains.lottery.store import DRAW_IS_DUE
 from app.domains.orders.aftersales import deliver_after_days
 from app.domains.orders.disputes import settle_owed_disputes
-from app.domains.orders.payments import call_providers
+from app.domains.orders.payments import call_providers, forget_provider_records
 from app.domains.orders.reconciliation import reconcile_next
 from app.domains.orders.returns import run_due_returns
 from app.domains.orders.sandbox import settle_sandbox_payments
@@ -198,6 +198,7 @@ LOOPS: tuple[Loop, ...] = (
     Loop("prune_chat_keys", prune_keys, 600_000),
     Loop("deliver_webhooks", deliver_webhooks, 1000, DELIVERY_IS_DUE),
     Loop("expire_webhook_deliveries", expire_webhook_deliveries, 600_000),
+    Loop("forget_provider_records", forget_provider_records, 60_000),
     Loop("forget_hold_notes", forget_hold_notes, 60_000),
     Loop("expire_idempotency_records", expire_idempotency_records, 60_000),
     Loop("watch_durability", watch_durability, 60_000),

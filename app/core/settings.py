@@ -176,6 +176,9 @@ class Settings(BaseSettings):
 
     # Keeping
     hot_keys_ttl_s: Positive = 24 * 3600
+    provider_records_days: Positive = Field(
+        default=180, description="webhooks of payment providers as they came, and calls to them; payments, refunds and disputes stay"
+    )
 
     @field_validator("jwks_url")
     @classmethod

@@ -52,9 +52,9 @@ async def _a_price_step(engines: Engines) -> int:
 
 async def _a_call(engines: Engines) -> int:
     """To a provider that is not set up, so that it is put off."""
-    row = {"kind": "create", "subject": "room1-p", "provider": "stripe", "payment_id": "room1-p", "amount_minor": 1, "currency": "CNY"}
+    payment = {"id": "room1-p", "provider": "stripe", "amount_minor": 1, "currency": "CNY"}
     async with engines.work() as work:
-        await store.insert_call(work.session, row | {"data": {}, "state": "due", "due_at": work.now})
+        await store.insert_calls(work.session, [store.call_row("create", "room1-p", payment, at=work.now)])
     return 0
 
 

@@ -210,18 +210,8 @@ def _refund_row(work: Work, refund_id: str, order: Order, *, payment: str, amoun
 
 async def _ask_provider(work: Work, refund_id: str, *, payment: str, provider: str, amount: int, currency: str) -> None:
     """The provider sends the money back; payments.py makes the call."""
-    call = {
-        "kind": "refund",
-        "subject": refund_id,
-        "provider": provider,
-        "payment_id": payment,
-        "amount_minor": amount,
-        "currency": currency,
-        "data": {},
-        "state": "due",
-        "due_at": work.now,
-    }
-    await store.insert_call(work.session, call)
+    about = {"id": payment, "provider": provider, "amount_minor": amount, "currency": currency}
+    await store.insert_calls(work.session, [store.call_row("refund", refund_id, about, at=work.now)])
 
 
 def _money_out(order: Order, provider: str, refund_id: str, amount: int) -> Movement:

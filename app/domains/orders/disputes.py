@@ -4,6 +4,7 @@ While one is open, the amount is set aside in the room's wallet, and the order c
 the money is gone; won, it is free again. A wallet that holds less owes it: the team is told, and it is taken as soon as it is there.
 """
 
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 from app.core.errors import AppError
@@ -56,17 +57,7 @@ async def _open(work: Work, name: str, payment: Payment, notice: PaymentNotice) 
     )
     work.session.add(dispute)
     await work.session.flush()
-    outcome = await wallet.reserve_transfer(
-        work,
-        transfer_id=f"dispute:{dispute.id}",
-        from_account=f"room:{dispute.room_id}",
-        to_account=f"external:{dispute.provider}",
-        amount_minor=dispute.amount_minor,
-        currency=dispute.currency,
-        kind="dispute",
-        reference=dispute.order_id,
-    )
-    dispute.covered = outcome is not TransferOutcome.INSUFFICIENT_FUNDS
+    await _cover(work, dispute, f"dispute:{dispute.id}", wallet.reserve_transfer)
     opened = DisputeOpened(
         at=work.at,
         dispute=dispute.id,
@@ -88,7 +79,7 @@ async def _close(work: Work, dispute: Dispute, order: Order, state: DisputeState
         if dispute.covered:
             await wallet.post_transfer(work, transfer_id=f"dispute:{dispute.id}")
         else:
-            await _pay_what_is_owed(work, dispute)
+            await _cover(work, dispute, f"dispute:{dispute.id}:lost", wallet.transfer)
         if not dispute.covered:
             text = f"Dispute {dispute.id}: the wallet owes {dispute.amount_minor} {dispute.currency} that the bank took back; pay in"
             work.emit(dispute.room_id, [staff_channel(dispute.room_id)], AlertRaised(at=work.at, word="dispute_owed", text=text))
@@ -111,10 +102,11 @@ def _send_back(order: Order, amount_minor: int) -> None:
         order.state = OrderState.REFUNDED
 
 
-async def _pay_what_is_owed(work: Work, dispute: Dispute) -> None:
-    outcome = await wallet.transfer(
+async def _cover(work: Work, dispute: Dispute, transfer_id: str, move: Callable[..., Awaitable[TransferOutcome]]) -> None:
+    """Takes the amount from the room's wallet, or sets it aside, if it is there."""
+    outcome = await move(
         work,
-        transfer_id=f"dispute:{dispute.id}:lost",
+        transfer_id=transfer_id,
         from_account=f"room:{dispute.room_id}",
         to_account=f"external:{dispute.provider}",
         amount_minor=dispute.amount_minor,
@@ -129,4 +121,4 @@ async def settle_owed_disputes(engines: Engines) -> None:
     """One pass of the worker: takes what lost disputes still owe from wallets that hold it by now."""
     async with engines.work() as work:
         for dispute in await store.lock_owed_disputes(work.session, OWED_BATCH_MAX):
-            await _pay_what_is_owed(work, dispute)
+            await _cover(work, dispute, f"dispute:{dispute.id}:lost", wallet.transfer)

@@ -37,6 +37,7 @@ CALLING_MAX = 10  # of these, at the same time
 RETRY_S = 1  # after a call without an answer, doubled each time
 RETRY_S_MAX = 3600
 ERROR_CHARS_MAX = 300
+FORGOTTEN_AT_ONCE_MAX = 1000  # calls, and webhooks, of one pass of the worker
 
 log = structlog.get_logger()
 
@@ -125,18 +126,8 @@ async def _start(work: Work, provider: PaymentProvider, order: OrderView, *, att
     }
     if not await store.insert_payment(work.session, row):
         return  # the same call twice at once: the other one has started it
-    call = {
-        "kind": "create",
-        "subject": attempt,
-        "provider": provider.name,
-        "payment_id": attempt,
-        "amount_minor": order.amount_minor,
-        "currency": order.currency,
-        "data": {"method": method, "pay_by": order.pay_by, "order": order.id, "name": order.name},
-        "state": "due",
-        "due_at": work.now,
-    }
-    await store.insert_call(work.session, call)
+    data = {"method": method, "pay_by": order.pay_by, "order": order.id, "name": order.name}
+    await store.insert_calls(work.session, [store.call_row("create", attempt, row, at=work.now, data=data)])
 
 
 # --- calls to providers --------------------------------------------------------------------------------------------------------------
@@ -174,12 +165,7 @@ async def _lease(engines: Engines, limit: int, *, only: tuple[str, str] | None =
 async def _make_call(engines: Engines, call: ProviderCall) -> None:
     try:
         provider = provider_named(engines, call.provider)
-        if call.kind == "create":
-            taken = await provider.create(engines, call)
-        else:
-            payment = await _read(engines, call.payment_id)
-            assert payment, "money that goes back came by a payment"
-            taken = await provider.refund(engines, call, payment)
+        taken = await _ask(engines, provider, call)
     except (ProviderAway, AppError) as failure:  # AppError: the provider is not set up, which an operator can mend
         PROVIDER_CALLS.labels(call.provider, call.kind, "failed").inc()
         await _again_or_never(engines, call, str(failure) or type(failure).__name__)
@@ -194,9 +180,22 @@ async def _make_call(engines: Engines, call: ProviderCall) -> None:
             await _note_taken(work, call, taken)
 
 
+async def _ask(engines: Engines, provider: PaymentProvider, call: ProviderCall) -> Taken:
+    if call.kind == "create":
+        return await provider.create(engines, call)
+    payment = await _read(engines, call.payment_id)
+    assert payment, "what is to be undone was begun"
+    if call.kind == "refund":
+        return await provider.refund(engines, call, payment)
+    if payment.state != "pending":
+        return Taken(reference=payment.reference)  # it came to its end meanwhile
+    return await provider.cancel(engines, call, payment)
+
+
 async def _note_taken(work: Work, call: ProviderCall, taken: Taken) -> None:
     if call.kind == "refund":
         await take_refund_notice(work, call.subject, state=taken.state, reason="", reference=taken.reference)
+    if call.kind != "create":
         return
     await store.note_reference(work.session, call.subject, reference=taken.reference, client_secret=taken.client_secret)
     payment = await store.fetch_payment(work.session, call.subject)
@@ -218,17 +217,26 @@ async def _again_or_never(engines: Engines, call: ProviderCall, problem: str) ->
 
 
 async def _give_up(engines: Engines, call: ProviderCall, reason: str) -> None:
-    """A payment that cannot begin is declined; a refund that cannot go out stands in the books again."""
+    """A payment that cannot begin is declined; a refund that cannot go out stands in the books again; one that cannot be cancelled may
+    still come, and goes back by itself."""
     reason = reason[:ERROR_CHARS_MAX]
     async with engines.work() as work:
         if not await store.end_call(work.session, call, state="failed", error=reason):
             return
         if call.kind == "refund":
             await take_refund_notice(work, call.subject, state="failed", reason=reason)
+        if call.kind != "create":
             return
         payment = await store.fetch_payment(work.session, call.subject)
         assert payment, "a call begins a payment that is there"
         await _decline(work, payment, reason)
+
+
+async def forget_provider_records(engines: Engines) -> None:
+    """One pass of the worker. What they came to stays: payments, refunds, disputes, transfers, the audit log."""
+    before = engines.runtime.now() - timedelta(days=engines.settings.provider_records_days)
+    async with engines.sql.begin() as session:
+        await store.delete_provider_records(session, before, FORGOTTEN_AT_ONCE_MAX)
 
 
 # --- the webhook ---------------------------------------------------------------------------------------------------------------------

@@ -51,6 +51,10 @@ class PaymentProvider(Protocol):
         """Sends a part of a payment back. Again with the same call: the same refund."""
         ...
 
+    async def cancel(self, engines: Engines, call: ProviderCall, payment: Payment) -> Taken:
+        """Ends a payment of an order that came to nothing. Again: no more happens. ProviderRefused: the money is on its way."""
+        ...
+
     def read_notice(self, settings: Settings, headers: Mapping[str, str], body: bytes, *, now_ms: int) -> PaymentNotice:
         """What a webhook says. Raises AppError `unauthorized` unless its signature and time are right."""
         ...

@@ -43,6 +43,7 @@ METHODS: dict[str, int | None] = {
     "sandbox_dispute": 6,  # the buyer asks the bank for the money back, and gets it
     "sandbox_dispute_won": 7,  # the buyer asks the bank for the money back, in vain
     "sandbox_refund_fails": 8,  # the card is closed when money is to go back
+    "sandbox_abandoned": 9,  # the viewer leaves without paying: nothing more is said until it is cancelled
 }
 _BY_PATTERN = {pattern: method for method, pattern in METHODS.items()}
 _DECLINED = "the sandbox's card was declined"
@@ -75,7 +76,7 @@ class Sandbox:
             "amount_minor": call.amount_minor,
             "currency": call.currency,
             "due_at": due_at,
-            "left_to_send": len(steps) + (2 if method == "sandbox_duplicate" else 1),
+            "left_to_send": len(steps) + {"sandbox_duplicate": 2, "sandbox_abandoned": 0}.get(method, 1),
             "method": method,
             "steps": steps,
         }
@@ -98,6 +99,18 @@ class Sandbox:
                     charge.due_at = _now(engines) + timedelta(milliseconds=delay_ms)
                 charge.left_to_send += 1
         return Taken(reference=f"sandbox_{call.subject}")
+
+    async def cancel(self, engines: Engines, call: ProviderCall, payment: Payment) -> Taken:
+        async with engines.sql.begin() as session:
+            charge = await store.lock_charge(session, payment.id)
+            if charge is None or charge.method != "sandbox_abandoned":
+                raise ProviderRefused("the sandbox's money is on its way")
+            if not charge.steps:
+                delay_ms = engines.settings.sandbox_payment_delay_ms
+                charge.steps = [_step(call, "payment.declined", delay_ms, subject="") | {"reason": "the payment was cancelled"}]
+                charge.due_at = _now(engines) + timedelta(milliseconds=delay_ms)
+                charge.left_to_send = 1
+        return Taken(reference=payment.reference)
 
     def read_notice(self, settings: Settings, headers: Mapping[str, str], body: bytes, *, now_ms: int) -> PaymentNotice:
         header = headers.get(SIGNATURE_HEADER) or headers.get(SIGNATURE_HEADER.lower()) or ""

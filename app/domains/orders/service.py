@@ -310,13 +310,17 @@ def _emit_paid(work: Work, order: Order) -> None:
 
 
 async def take_in_ended(work: Work, entries: list[OutboxEntry]) -> None:
-    """Cancelled by the viewer, not paid in time, or paid when nothing was left: then the entry has a reason."""
+    """Cancelled by the viewer, not paid in time, or paid when nothing was left: then the entry has a reason. Attempts to pay it that are
+    still open are to be cancelled at their provider, so that no app takes money for nothing."""
     reasons = {entry.data["order"]: entry.data["reason"] for entry in entries if "reason" in entry.data}
     for state in (OrderState.CANCELLED, OrderState.EXPIRED):
         ids = [entry.data["order"] for entry in entries if entry.data["outcome"] == state]
         for order in await store.end_orders(work.session, ids, state) if ids else ():
             order.reason = reasons.get(order.id, order.reason)
             emit_changed(work, order)
+    unpaid = await store.list_unpaid(work.session, [entry.data["order"] for entry in entries])
+    if unpaid:
+        await store.insert_calls(work.session, [store.call_row("cancel", payment["id"], payment, at=work.now) for payment in unpaid])
 
 
 def emit_changed(work: Work, order: Order, *, reason: str = "") -> None:

@@ -1,10 +1,10 @@
 """SQL of orders, payments and refunds."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ARRAY, DateTime, Select, Text, cast, column, exists, func, select, tuple_, update
+from sqlalchemy import ARRAY, DateTime, Select, Text, cast, column, delete, exists, func, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -238,12 +238,22 @@ async def mark_sent(session: AsyncSession, payment: str, next_at: datetime, *, h
     await session.execute(query.values(values))
 
 
-async def insert_call(session: AsyncSession, row: dict[str, Any]) -> None:
-    await session.execute(insert(ProviderCall).values(row).on_conflict_do_nothing())
+def call_row(kind: str, subject: str, payment: Mapping[str, Any], *, at: datetime, data: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A call that is due from `at` on; `payment` has its id, provider, amount and currency."""
+    about = {name: payment[name] for name in ("provider", "amount_minor", "currency")}
+    return about | {"kind": kind, "subject": subject, "payment_id": payment["id"], "data": data or {}, "state": "due", "due_at": at}
 
 
-async def fetch_call(session: AsyncSession, kind: str, subject: str) -> ProviderCall | None:
-    return await session.get(ProviderCall, (kind, subject))
+async def insert_calls(session: AsyncSession, rows: Sequence[dict[str, Any]]) -> None:
+    """Those that are not there yet."""
+    await session.execute(insert(ProviderCall).values(list(rows)).on_conflict_do_nothing())
+
+
+async def list_unpaid(session: AsyncSession, order_ids: Collection[str]) -> list[dict[str, Any]]:
+    """The attempts to pay these orders that are still open."""
+    names = ("id", "provider", "amount_minor", "currency")
+    query = select(*[getattr(Payment, name) for name in names]).where(Payment.order_id.in_(order_ids), Payment.state == "pending")
+    return [dict(zip(names, row, strict=True)) for row in await session.execute(query)]
 
 
 async def lease_calls(
@@ -272,6 +282,14 @@ async def end_call(session: AsyncSession, call: ProviderCall, *, state: str, err
 async def put_off_call(session: AsyncSession, call: ProviderCall, due_at: datetime, error: str) -> None:
     mine = (ProviderCall.kind == call.kind, ProviderCall.subject == call.subject, ProviderCall.state == "due")
     await session.execute(update(ProviderCall).where(*mine).values(due_at=due_at, error=error))
+
+
+async def delete_provider_records(session: AsyncSession, before: datetime, limit: int) -> None:
+    """Calls and webhooks that came to their end before that; at most so many of each."""
+    ended = select(ProviderCall.kind, ProviderCall.subject).where(ProviderCall.state != "due", ProviderCall.due_at < before)
+    await session.execute(delete(ProviderCall).where(tuple_(ProviderCall.kind, ProviderCall.subject).in_(ended.limit(limit))))
+    heard = select(PaymentEvent.id).where(PaymentEvent.outcome != "", PaymentEvent.received_at < before)
+    await session.execute(delete(PaymentEvent).where(PaymentEvent.id.in_(heard.limit(limit))))
 
 
 async def lock_long_shipped(session: AsyncSession, before: datetime, limit: int) -> list[Order]:

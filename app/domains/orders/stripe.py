@@ -89,6 +89,15 @@ class Stripe:
             refund = await self._client.v1.refunds.create_async(params, {"idempotency_key": f"refund {call.subject}"})
         return Taken(reference=refund.id, state=_refund_state(refund.status))
 
+    async def cancel(self, engines: Engines, call: ProviderCall, payment: Payment) -> Taken:
+        """The viewer's app can go on with it no longer; `payment_intent.canceled` follows."""
+        if not payment.reference:
+            raise ProviderAway("the payment has not begun at Stripe yet")
+        params: Any = {"cancellation_reason": "abandoned"}
+        with _Failures():
+            await self._client.v1.payment_intents.cancel_async(payment.reference, params, {"idempotency_key": f"cancel {call.subject}"})
+        return Taken(reference=payment.reference)
+
     def read_notice(self, settings: Settings, headers: Mapping[str, str], body: bytes, *, now_ms: int) -> PaymentNotice:
         """The time is checked by the SDK, against this machine's clock."""
         header = headers.get("Stripe-Signature") or headers.get("stripe-signature") or ""

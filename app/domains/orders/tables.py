@@ -87,9 +87,12 @@ class ProviderCall(Table):
     """
 
     __tablename__ = "provider_calls"
-    __table_args__ = (Index(None, "due_at", postgresql_where=text("state = 'due'")),)
+    __table_args__ = (
+        Index(None, "due_at", postgresql_where=text("state = 'due'")),
+        Index("ix_provider_calls_ended", "due_at", postgresql_where=text("state <> 'due'")),
+    )
 
-    kind: Mapped[str] = mapped_column(primary_key=True)  # create, refund
+    kind: Mapped[str] = mapped_column(primary_key=True)  # create, refund, cancel
     subject: Mapped[str] = mapped_column(primary_key=True)
     provider: Mapped[str]
     payment_id: Mapped[str]
@@ -98,7 +101,7 @@ class ProviderCall(Table):
     data: Mapped[dict[str, Any]]
     state: Mapped[str]  # due, done, failed
     attempts: Mapped[int] = mapped_column(default=0)
-    due_at: Mapped[datetime]
+    due_at: Mapped[datetime]  # after its end: half a minute later
     error: Mapped[str] = mapped_column(default="")
 
 
@@ -106,7 +109,7 @@ class PaymentEvent(Table):
     """A provider's webhook as it came. `outcome` is empty until its effect is certain; the provider repeats it until then."""
 
     __tablename__ = "payment_events"
-    __table_args__ = (UniqueConstraint("provider", "event_id"),)
+    __table_args__ = (UniqueConstraint("provider", "event_id"), Index(None, "received_at"))
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     provider: Mapped[str]

@@ -88,6 +88,14 @@ REFUSED = {
     "error": {"code": "charge_already_refunded", "message": "Charge ch_1 has already been refunded.", "type": "invalid_request_error"}
 }
 
+UNCANCELLABLE = {
+    "error": {
+        "code": "payment_intent_unexpected_state",
+        "message": "You cannot cancel this PaymentIntent because it has a status of succeeded.",
+        "type": "invalid_request_error",
+    }
+}
+
 
 def event(kind: str, thing: dict[str, Any], number: int = 1) -> bytes:
     """As Stripe posts it: indented, with fields that nobody here reads."""

@@ -7,7 +7,8 @@ import pytest
 from sqlalchemy import select
 
 from app.core.errors import AppError
-from app.domains.orders import aftersales, disputes, payments, reconciliation, sandbox
+from app.domains.inventory import service as inventory
+from app.domains.orders import aftersales, disputes, payments, reconciliation, sandbox, store
 from app.domains.orders import service as orders
 from app.domains.orders.providers import ProviderAway, ProviderRefused, Taken
 from app.domains.orders.tables import Dispute, Payment, PaymentEvent, ProviderCall, Refund, SandboxCharge
@@ -159,6 +160,9 @@ class Provider:
     async def refund(self, engines: Engines, call: ProviderCall, payment: Payment) -> Taken:
         return await self.create(engines, call)
 
+    async def cancel(self, engines: Engines, call: ProviderCall, payment: Payment) -> Taken:
+        return await self.create(engines, call)
+
 
 async def test_a_call_without_an_answer_is_made_again_with_the_same_key(shelf: Shelf, engines: Engines, runtime: TestRuntime) -> None:
     order = await shelf.order(await shelf.offer())
@@ -211,6 +215,62 @@ async def test_a_provider_that_never_answers_or_says_no_is_a_decline(shelf: Shel
         assert [tuple(row) for row in rows] == [("declined", "no such bank"), ("declined", "the provider does not answer: timeout")]
         assert (await session.scalars(select(ProviderCall.state))).all() == ["failed", "failed"]
     assert await heard(engines, user_channel("lin")) == ["payment.declined", "payment.declined"]
+
+
+async def test_what_nobody_paid_is_cancelled_when_its_order_ends(shelf: Shelf, engines: Engines, runtime: TestRuntime) -> None:
+    """At the provider, once, for each attempt that is open: else an app could still take money for an order that is gone."""
+    offer = await shelf.offer(total=3)
+    abandoned, late, tried = [await shelf.order(offer, key=f"k{number}") for number in range(3)]
+    left = (await pay(engines, abandoned, "sandbox_abandoned")).payment or ""
+    under_way = (await pay(engines, late, "sandbox_late", key="m2")).payment or ""
+    declined = (await pay(engines, tried, "sandbox_decline", key="m3")).payment or ""
+    assert await hear_all(engines, runtime, declined) == ["declined"]
+    assert await hear_all(engines, runtime, left) == []
+    await shelf.intake()
+    assert await _cancelled(engines) == {}
+    await inventory.cancel_hold(engines, viewer_id="lin", hold_id=abandoned)
+    runtime.advance(engines.settings.payment_ttl_s * 1000)
+    await inventory.expire_sales(engines)
+    await shelf.intake()
+    await payments.call_providers(engines)
+    await payments.call_providers(engines)
+    assert await _cancelled(engines) == {left: ("done", ""), under_way: ("failed", "the sandbox's money is on its way")}
+    assert await hear_all(engines, runtime, left) == ["declined"]
+    assert await hear_all(engines, runtime, under_way) == ["paid"]  # late, and there is stock left
+    await shelf.intake()
+    await check_books(engines)
+
+
+async def _cancelled(engines: Engines) -> dict[str, tuple[str, str]]:
+    query = select(ProviderCall.subject, ProviderCall.state, ProviderCall.error).where(ProviderCall.kind == "cancel")
+    async with engines.sql.read() as session:
+        return {subject: (state, error) for subject, state, error in await session.execute(query)}
+
+
+async def test_calls_and_webhooks_are_forgotten_and_what_they_came_to_stays(shelf: Shelf, engines: Engines, runtime: TestRuntime) -> None:
+    """Not before their time, and not what is still to be done: a call that is due, a webhook without an outcome."""
+    await paid(shelf, runtime)
+    await payments.call_providers(engines)
+    payment = {"id": "room1-p", "provider": "stripe", "amount_minor": 1, "currency": "CNY"}
+    open_event = {"provider": "sandbox", "event_id": "evt_open", "payment_id": "", "raw": b"{}", "received_at": runtime.now()}
+    async with engines.sql.begin() as session:
+        await store.insert_calls(session, [store.call_row("create", "room1-p", payment, at=runtime.now())])
+        await store.record_event(session, open_event)
+
+    async def kept() -> tuple[list[str], list[str]]:
+        async with engines.sql.read() as session:
+            calls = await session.scalars(select(ProviderCall.state).order_by(ProviderCall.state))
+            return list(calls), list(await session.scalars(select(PaymentEvent.outcome).order_by(PaymentEvent.outcome)))
+
+    runtime.advance(engines.settings.provider_records_days * 24 * 3600 * 1000)
+    await payments.forget_provider_records(engines)
+    assert await kept() == (["done", "due"], ["", "paid"])
+    runtime.advance(60_000)
+    await payments.forget_provider_records(engines)
+    assert await kept() == (["due"], [""])
+    async with engines.sql.read() as session:
+        assert (await session.scalars(select(Payment.state))).all() == ["succeeded"]
+    await check_books(engines)
 
 
 async def test_a_refund_is_asked_for_after_its_commit_and_settled_by_webhook(shelf: Shelf, engines: Engines, runtime: TestRuntime) -> None:

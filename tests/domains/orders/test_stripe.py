@@ -9,12 +9,25 @@ from sqlalchemy import select
 
 from app.core.errors import AppError
 from app.core.settings import Settings
+from app.domains.inventory import service as inventory
 from app.domains.orders import aftersales, payments
 from app.domains.orders import service as orders
 from app.domains.orders.tables import Dispute, Payment, PaymentEvent, Refund
 from app.protocol.order_commands import OrderPay, OrderPaying
 from app.storage.work import Engines
-from tests.domains.orders.stripe_api import DISPUTE, INTENT, KEY, REFUND, REFUSED, WEBHOOK_SECRET, StripeApi, event, signed, stripe_api
+from tests.domains.orders.stripe_api import (
+    DISPUTE,
+    INTENT,
+    KEY,
+    REFUND,
+    REFUSED,
+    UNCANCELLABLE,
+    WEBHOOK_SECRET,
+    StripeApi,
+    event,
+    signed,
+    stripe_api,
+)
 from tests.support.auditor.ledger import audit_ledger
 from tests.support.auditor.stock import audit_stock
 from tests.support.runtime import TestRuntime
@@ -95,6 +108,47 @@ async def test_a_call_that_was_cut_or_refused_for_now_is_made_again_with_its_key
     assert len({call.key for call in api.calls}) == 1
     assert [call.form["payment_method_types[0]"] for call in api.calls] == ["alipay"] * 4
     assert (await pay(engines, order, "alipay")).client_secret == INTENT["client_secret"]
+
+
+async def test_an_intent_of_a_cancelled_order_is_cancelled(shelf: Shelf, api: StripeApi, engines: Engines, runtime: TestRuntime) -> None:
+    """As soon as it is there: one that Stripe has not answered yet has no name to cancel it by."""
+    order = await shelf.order(await shelf.offer())
+    api.answers.append((503, {"error": {"type": "api_error"}}))
+    payment = (await pay(engines, order)).payment
+    await inventory.cancel_hold(engines, viewer_id="lin", hold_id=order)
+    await shelf.intake()
+    await payments.call_providers(engines)
+    assert len(api.calls) == 1
+    canceled = INTENT | {"status": "canceled", "cancellation_reason": "abandoned", "metadata": {"payment": payment}}
+    api.answers += [(200, INTENT), (200, canceled)]
+    for _ in range(3):
+        runtime.advance(4000)
+        await payments.call_providers(engines)
+    call = api.calls[-1]
+    assert [call.path for call in api.calls] == ["/v1/payment_intents"] * 2 + [f"/v1/payment_intents/{INTENT['id']}/cancel"]
+    assert (call.key, call.form) == (f"cancel {payment}", {"cancellation_reason": "abandoned"})
+    assert await hear(engines, "payment_intent.canceled", canceled) == "declined"
+    async with engines.sql.read() as session:
+        assert (await session.scalars(select(Payment.reason))).all() == ["abandoned"]
+
+
+async def test_an_intent_that_was_paid_meanwhile_is_not_cancelled(
+    shelf: Shelf, api: StripeApi, engines: Engines, runtime: TestRuntime
+) -> None:
+    """Stripe says no, and the money is sent back when it tells of it."""
+    order = await shelf.order(await shelf.offer())
+    api.answers += [(200, INTENT), (400, UNCANCELLABLE)]
+    payment = (await pay(engines, order)).payment
+    await inventory.cancel_hold(engines, viewer_id="lin", hold_id=order)
+    await shelf.intake()
+    await payments.call_providers(engines)
+    intent = INTENT | {"status": "succeeded", "amount_received": 1990, "metadata": {"payment": payment}}
+    assert await hear(engines, "payment_intent.succeeded", intent) == "order_cancelled"
+    await shelf.intake()
+    api.answers.append((200, REFUND))
+    await payments.call_providers(engines)
+    assert [call.path.removeprefix("/v1/") for call in api.calls[1:]] == [f"payment_intents/{INTENT['id']}/cancel", "refunds"]
+    await check_books(engines)
 
 
 async def test_money_comes_by_a_signed_event_once(shelf: Shelf, api: StripeApi, engines: Engines) -> None:
