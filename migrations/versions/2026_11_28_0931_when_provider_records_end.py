@@ -1,6 +1,6 @@
 """Find what is to be forgotten of payment providers: calls that ended, webhooks by their age.
 
-Revision: faa6079fe8c0, after 46e84e244887, 2026-11-28 09:31:45.481032+00:00
+Revision: faa6079fe8c0, after 7cf937d0ca0e, 2026-11-28 09:31:45.481032+00:00
 Additive first: what the running version still reads is dropped one version later.
 """
 
@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision: str = "faa6079fe8c0"
-down_revision: str | None = "46e84e244887"
+down_revision: str | None = "7cf937d0ca0e"
 branch_labels: Sequence[str] | None = None
 depends_on: Sequence[str] | None = None
 
