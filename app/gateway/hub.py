@@ -26,7 +26,7 @@ from app.gateway.attendance import Attendance
 from app.gateway.bus import Bus
 from app.gateway.channel import Taken
 from app.gateway.clocks import Clocks
-from app.gateway.connection import Connection, Pack, Transport, limits_of
+from app.gateway.connection import Connection, Transport, limits_of
 from app.gateway.cutoff import WATCH_S, CutOff
 from app.gateway.fanout import Fanout
 from app.gateway.healing import Healing
@@ -68,6 +68,7 @@ class Hub:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loops: list[asyncio.Task[None]] = []
         self._own_delivered = 0  # of viewers' own channels, since the last tick
+        self._told: dict[Connection, None] = {}  # connections whose session has something of their own channel to say
         self._is_empty: asyncio.Event | None = None  # while `stop` waits for it
 
     # --- life -----------------------------------------------------------------------------------------------------------------------
@@ -287,7 +288,7 @@ class Hub:
 
     def deliver(self, feed: Feed, publication: Delivered) -> None:
         if isinstance(feed, UserFeed):
-            self._own_delivered += _deliver_to_user(feed, publication)
+            self._deliver_to_user(feed, publication)
             feed.settle()
         else:
             parsed = parse_channel(publication.channel)
@@ -296,6 +297,28 @@ class Hub:
             if parsed[0] is Kind.ROOM and DELETION in publication.data:
                 room.feeds[Kind.CHAT].forget_reads()  # the line may be in what those who come back share
             self.fanout.put(room, parsed[0], publication)
+
+    def _deliver_to_user(self, feed: UserFeed, publication: Delivered) -> None:
+        """With whatever else leaves for its connections in this turn of the loop: a batch of holds brings a viewer several, and the write
+        costs more than all the rest."""
+        for connection in feed.connections:
+            if not connection.is_open or (publication.offset and publication.offset <= connection.own_after):
+                continue
+            connection.session.put(connection.codec.publication(publication.channel, publication.offset, publication.data))
+            if not self._told:
+                self._loop.call_soon(self._write_own)
+            self._told[connection] = None
+            self._own_delivered += 1
+
+    def _write_own(self) -> None:
+        told, self._told = self._told, {}
+        for connection in told:
+            if not connection.is_open:
+                continue
+            try:
+                connection.flush()
+            except (OSError, RuntimeError) as failure:  # a socket that is just ending
+                log.debug("client gone", error=type(failure).__name__)
 
     def give_up(self, feed: Feed, code: CloseCode | None = None) -> None:
         """The channel's life is over, or a part of it is lost: subscribers start afresh. The own channel cannot be taken away alone.
@@ -387,23 +410,6 @@ class Hub:
 
     async def _write_presence(self) -> None:
         await self.attendance.write(list(self.rooms.values()))
-
-
-def _deliver_to_user(feed: UserFeed, publication: Delivered) -> int:
-    """How many got it."""
-    delivered = 0
-    packed: dict[tuple[str, Pack], bytes] = {}
-    for connection in feed.connections:
-        if publication.offset and publication.offset <= connection.own_after:
-            continue
-        codec, pack = connection.codec, connection.transport.pack
-        data = packed.get((codec.name, pack))
-        if data is None:
-            frame = codec.publication(publication.channel, publication.offset, publication.data)
-            data = packed[codec.name, pack] = pack(frame, codec.is_text)
-        connection.send(data)
-        delivered += 1
-    return delivered
 
 
 _CLOSES = {str(code.number): code for code in codes.CLOSES}

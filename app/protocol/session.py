@@ -9,7 +9,7 @@ The caller's obligations: send `data_to_send()` after every call; once `state` i
 `close_code`; times come from one clock that never runs backwards.
 
 It owns the life cycle, ids, limits, time-outs, and which channels the client has.
-It does not know rights, rooms or histories, and publications do not pass through it: the gateway frames them once for all viewers.
+It does not know rights, rooms or histories, and publications of rooms do not pass through it: the gateway frames them once for all viewers.
 There are very many of it and nearly all are idle, so what only a busy one needs is made when it is needed and dropped at the next ping.
 
     opening --connect accepted--> connected --drain()--> draining --answers are out--> closed
@@ -353,7 +353,7 @@ class Session:
         if awaited is None:
             return False
         self.channels[awaited.channel] = True
-        self._put(self._codec.reply(command_id, result))
+        self.put(self._codec.reply(command_id, result))
         return True
 
     def pipelined_channels(self) -> list[str]:
@@ -461,7 +461,7 @@ class Session:
 
     def _ping(self, now_ms: float) -> None:
         """Also when data flowed: some SDKs restart their timer only on a ping."""
-        self._put(self._codec.ping)
+        self.put(self._codec.ping)
         self._ping_at_ms = now_ms + self._limits.ping_interval_ms
         self._pong_due_ms = now_ms + self._limits.pong_timeout_ms
         self._reckon()
@@ -488,9 +488,10 @@ class Session:
         return out or []
 
     def _say(self, reply: Reply) -> None:
-        self._put(self._codec.encode(reply))
+        self.put(self._codec.encode(reply))
 
-    def _put(self, message: bytes) -> None:
+    def put(self, message: bytes) -> None:
+        """As the codec has made it; also a publication of the viewer's own channel, in its place among the answers. Not once closed."""
         if self._out is None:
             self._out = [message]
         else:

@@ -17,7 +17,7 @@ from app.gateway import shared_reads
 from app.protocol.codes import SERVICE_UNAVAILABLE
 from app.protocol.commands import ChatLine
 from app.protocol.events import ChatMessage, encode_event
-from app.storage.streams import Streams
+from app.storage.streams import Publication, Streams
 from app.storage.work import Engines
 from tests.gateway.conftest import Node, Nodes, Stage
 from tests.support.clients import RawClient, raw_client
@@ -107,6 +107,18 @@ async def test_a_codec_that_is_not_served_is_final(node: Node, options: Any) -> 
 
 
 # --- in the session ------------------------------------------------------------------------------------------------------------------
+
+
+async def test_what_the_own_channel_brings_at_once_leaves_in_one_write(node: Node, engines: Engines, token: Any) -> None:
+    """Each was a write of its own, which cost more than all the rest of it; a batch of holds brings a viewer several."""
+    async with socket(node) as phone, socket(node) as tablet:
+        for connection in (phone, tablet):
+            await connection.send(connect_command(token("ann")))
+            await connection.recv()
+        await engines.streams.publish_all([Publication("user:ann", b'{"number":%d}' % number) for number in range(3)])
+        for connection in (phone, tablet):
+            messages = [json.loads(line) for line in str(await connection.recv()).split("\n")]
+            assert [one["push"]["pub"] for one in messages] == [{"data": {"number": number}, "offset": number + 1} for number in range(3)]
 
 
 async def test_connect_and_subscribe_in_one_frame(node: Node, token: Any) -> None:
