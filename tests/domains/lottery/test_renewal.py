@@ -121,6 +121,17 @@ async def test_prizes_that_were_delivered_or_given_back_in_the_lost_tail_stay_so
     assert await audit_stock(engines, [ROOM]) == []
 
 
+async def test_a_room_that_is_rebuilt_by_command_gets_its_draws_back_too(engines: Engines) -> None:
+    draw_id = await opened(engines, draft(MONEY))
+    await enter_all(engines, draw_id, 3)
+    for name in ("meta", "entrants"):
+        assert await engines.sales.delete(f"{{{ROOM}}}:draw:{draw_id}:{name}")
+    await inventory.rebuild_room(engines, ROOM)
+    assert (await enter(engines, draw_id, "w")).entrants == 4
+    await service.close_draw(engines, draw_id, by="host")
+    assert await entrants_of(engines, draw_id) == {"v0", "v1", "v2", "w"}
+
+
 # --- a draw that is being prepared ------------------------------------------------------------------------------------------------------
 
 
