@@ -83,7 +83,8 @@ async def _close(work: Work, dispute: Dispute, order: Order, state: DisputeState
         if not dispute.covered:
             text = f"Dispute {dispute.id}: the wallet owes {dispute.amount_minor} {dispute.currency} that the bank took back; pay in"
             work.emit(dispute.room_id, [staff_channel(dispute.room_id)], AlertRaised(at=work.at, word="dispute_owed", text=text))
-        _send_back(order, dispute.amount_minor)
+        if order.payment_id == dispute.payment_id:
+            _send_back(order, dispute.amount_minor)
     await work.session.flush()
     closed = DisputeClosed(at=work.at, dispute=dispute.id, order=dispute.order_id, outcome=state, amount_minor=dispute.amount_minor)
     work.emit(dispute.room_id, [staff_channel(dispute.room_id)], closed)
@@ -93,9 +94,10 @@ async def _close(work: Work, dispute: Dispute, order: Order, state: DisputeState
 
 
 def _send_back(order: Order, amount_minor: int) -> None:
-    """What the bank took counts as refunded, up to what was paid: of an order that was refunded in part before, it may take more."""
+    """What the bank took of the payment that the order stands on counts as refunded, up to what was paid: of an order that was refunded in
+    part before, it may take more. Any other payment, and the money of an order that came to nothing, was on its way back anyhow."""
     if order.state not in PAID_STATES:
-        return  # the money of an order that came to nothing was on its way back anyhow
+        return
     order.refunded_minor = min(order.amount_minor, order.refunded_minor + amount_minor)
     order.reason = "disputed"
     if order.refunded_minor == order.amount_minor:

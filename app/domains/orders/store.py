@@ -227,9 +227,14 @@ async def lock_charge(session: AsyncSession, payment: str) -> SandboxCharge | No
     return (await session.scalars(select(SandboxCharge).where(SandboxCharge.payment_id == payment).with_for_update())).one_or_none()
 
 
-async def mark_sent(session: AsyncSession, payment: str, next_at: datetime, *, heard: bool, gives_up: bool) -> None:
-    """Relative to what is there now: a refund may have added a step meanwhile."""
-    query = update(SandboxCharge).where(SandboxCharge.payment_id == payment, SandboxCharge.left_to_send > 0)
+async def mark_sent(session: AsyncSession, sent: SandboxCharge, next_at: datetime, *, heard: bool, gives_up: bool) -> None:
+    """Relative to what is there now: a refund may have added a step meanwhile. Once a step: who was slower than their lease sent one that
+    another has sent too."""
+    query = update(SandboxCharge).where(
+        SandboxCharge.payment_id == sent.payment_id,
+        SandboxCharge.left_to_send > 0,
+        func.jsonb_array_length(SandboxCharge.steps) - SandboxCharge.left_to_send == len(sent.steps) - sent.left_to_send,
+    )
     values: dict[str, Any] = {"due_at": next_at}
     if heard:
         values |= {"left_to_send": SandboxCharge.left_to_send - 1, "attempts": 0}

@@ -311,6 +311,59 @@ async def test_a_refund_that_fails_stands_in_the_books_again(shelf: Shelf, engin
     await check_books(engines)
 
 
+async def test_a_refund_whose_process_died_before_it_was_noted_is_asked_for_once_more(
+    shelf: Shelf, engines: Engines, runtime: TestRuntime
+) -> None:
+    """The sandbox used to add the repetition to what it had sent back, and refused a whole refund that it had made: it stood as failed."""
+    order, payment = await paid(shelf, runtime)
+    await refund(engines, order)
+    async with engines.sql.read() as session:
+        call = (await session.scalars(select(ProviderCall).where(ProviderCall.kind == "refund"))).one()
+        row = await session.get(Payment, payment)
+    assert row
+    await sandbox.Sandbox().refund(engines, call, row)
+    await payments.call_providers(engines)
+    assert await hear_all(engines, runtime, payment) == ["refund_succeeded"]
+    async with engines.sql.read() as session:
+        assert (await session.scalars(select(Refund.state))).all() == ["succeeded"]
+    await check_books(engines)
+
+
+async def test_a_step_that_two_workers_told_is_counted_once(shelf: Shelf, engines: Engines, runtime: TestRuntime) -> None:
+    """A delivery that outlasts its lease is made by the other worker too; both counted, and the step behind it was never told."""
+    _, payment = await paid(shelf, runtime, "sandbox_dispute_won")
+    async with engines.sql.read() as session:
+        charge = await session.get(SandboxCharge, payment)
+    assert charge
+    body, header = sandbox.sandbox_notice(engines.settings, charge, now_ms=runtime.now_ms())
+    for _ in range(2):
+        assert await payments.receive_webhook(engines, "sandbox", {"Jishi-Signature": header}, body) == "dispute_open"
+        await sandbox._note_sent(engines, charge, heard=True)
+    await sandbox._note_sent(engines, charge, heard=False)  # nor does a late failure put the next one off
+    async with engines.sql.read() as session:
+        assert (await session.scalars(select(SandboxCharge.attempts))).all() == [0]
+    assert await hear_all(engines, runtime, payment) == ["dispute_won"]
+
+
+async def test_a_lost_dispute_about_another_payment_leaves_the_order_paid(shelf: Shelf, engines: Engines, runtime: TestRuntime) -> None:
+    """It came a second time and went back by itself; what the bank then took used to count as refunded of the order."""
+    order = await shelf.order(await shelf.offer())
+    first, second = [(await pay(engines, order, key=key)).payment or "" for key in ("m1", "m2")]
+    assert await hear_all(engines, runtime, first) == ["paid"]
+    await shelf.intake()
+    async with engines.work() as work:
+        await wallet.deposit(work, room_id="room1", amount_minor=1990, currency="CNY", reference="bank-1", by="root")
+    paying = {"id": "e1", "type": "payment.succeeded", "payment": second, "amount_minor": 1990, "currency": "CNY"}
+    assert await hear(engines, runtime, paying) == "paid_twice"
+    await shelf.intake()
+    lost = paying | {"id": "e2", "type": "dispute.lost", "subject": "d1"}
+    assert await hear(engines, runtime, lost) == "dispute_lost"
+    found = await view(engines, order)
+    assert (found.state, found.refunded_minor) == ("paid", 0)
+    assert await balance(engines) == (1990, 0)
+    await check_books(engines)
+
+
 async def test_a_refund_that_nobody_made_here_is_told_to_the_team(shelf: Shelf, engines: Engines, runtime: TestRuntime) -> None:
     _, payment = await paid(shelf, runtime)
     notice = {"id": "e1", "type": "refund.succeeded", "payment": payment, "subject": "elsewhere", "amount_minor": 1, "currency": "CNY"}
