@@ -19,6 +19,7 @@ TWICE_SHARE = 0.04  # the same command twice at once, as an impatient thumb does
 TWICE_HTTP_SHARE = 0.3  # the second of these
 OLD_MAX = 60  # purchases of a viewer that later repetitions choose from
 RARE = ("slow", "decline", "reordered", "dispute", "dispute_won", "refund_fails")
+LATEST, LATEST_SHARE = 4, 0.6
 METHODS = ("sandbox_ok",) * 12 + ("sandbox_duplicate",) * 3 + ("sandbox_late",) * 2 + tuple(f"sandbox_{word}" for word in RARE)
 REASONS = ("no_reason", "damaged", "wrong_item", "other")
 PLAYS_LATELY = 6  # draws or envelopes of all rooms that viewers choose from; the oldest of them are over
@@ -108,6 +109,8 @@ class Viewer:
         """One of the viewer's own that may be in such a state; now and then any at all, but for those whose turn has not come."""
         free = [one for one in self.purchases if one.hold and not one.is_busy and ("waiting" in states or "waiting" not in one.may_be)]
         wanted = [purchase for purchase in free if purchase.may_be & set(states)] if self.rng.random() < 0.97 else free
+        if self.rng.random() < LATEST_SHARE:
+            wanted = wanted[-LATEST:]  # of the others the time is over, more often than not
         return self.rng.choice(wanted) if wanted else None
 
     def new_key(self) -> str:

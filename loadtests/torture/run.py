@@ -103,6 +103,7 @@ async def _run(plan: Plan, product: Tortured, journal: Journal) -> Verdict:
             await _torture(plan, product, stage, journal, teller, viewers, team, began)
             seconds, cpu_s = time.monotonic() - began, time.process_time() - cpu_s
             plan.say(progress(seconds, tally.answered, tally, book, product.kills))
+            teller.tell(book, seconds)  # whatever becomes of the verdict
             await asyncio.to_thread(product.wait_all)
             verdict = await _judge(plan, product, stage, teller, viewers[0], team, [place["room"] for place in places], began)
     plan.say(table(facts=_facts(plan, tally, seconds, cpu_s), tally=tally, book=book, plays=plays, kills=product.kills, verdict=verdict))

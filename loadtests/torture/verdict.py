@@ -132,8 +132,8 @@ def _compare_hold(book: Book, purchase: Purchase, record: dict[str, Any] | None,
 async def _compare_sql(engines: Engines, book: Book, verdict: Verdict) -> None:
     async with engines.sql.read() as session:
         orders = {row.id: row for row in await session.execute(text(ORDERS))}
-        payments = {row.id: row for row in await session.execute(text("select id, order_id, state, amount_minor from payments"))}
-        refunds = (await session.execute(text("select order_id, amount_minor, by, reason from refunds"))).all()
+        payments = {row.id: row for row in await session.execute(text("select id, order_id, state, method, amount_minor from payments"))}
+        refunds = (await session.execute(text("select id, order_id, payment_id, amount_minor, by, reason, state from refunds"))).all()
         moved = (await session.execute(text("select id from transfers where kind = 'payment'"))).scalars().all()
         offers = {row.id: row for row in await session.execute(text("select id, total, sold, state from offers"))}
         dead = await session.scalar(text("select count(*) from dead_letters"))
@@ -142,7 +142,11 @@ async def _compare_sql(engines: Engines, book: Book, verdict: Verdict) -> None:
     verdict.figures["orders in SQL"] = len(orders)
     _compare_orders(book, orders, verdict)
     _compare_payments(book, orders, payments, set(moved), verdict)
-    _compare_refunds(book, orders, refunds, verdict)
+    _compare_refunds(book, refunds, verdict)
+    for refund in refunds:
+        fails = payments[refund.payment_id].method == "sandbox_refund_fails"
+        if (refund.state == "failed") != fails or refund.state == "pending":
+            verdict.problems.append(f"refund {refund.id} of {refund.order_id} by {payments[refund.payment_id].method} is {refund.state}")
     _compare_offers(book, orders, offers, verdict)
 
 
@@ -186,7 +190,7 @@ def _compare_payments(book: Book, orders: dict[str, Any], payments: dict[str, An
                 verdict.lost.append(f"payment {name} by {method} was acknowledged; in SQL it is {state}")
 
 
-def _compare_refunds(book: Book, orders: dict[str, Any], refunds: Sequence[Any], verdict: Verdict) -> None:
+def _compare_refunds(book: Book, refunds: Sequence[Any], verdict: Verdict) -> None:
     """As many refunds by hosts as were acknowledged, no more and no fewer."""
     done = Counter(row.order_id for row in refunds if row.by != "system" and not row.reason.startswith("return: "))
     verdict.figures["refunds by hosts"] = done.total()
