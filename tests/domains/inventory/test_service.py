@@ -273,6 +273,15 @@ async def test_hundreds_at_once_never_oversell(shelf: Shelf, engines: Engines) -
     assert await audit_stock(engines, ["room1"]) == []
 
 
+async def test_who_asks_once_is_served_before_the_second_wish_of_another(shelf: Shelf) -> None:
+    """First come, first served gave all three to the one who had asked ten times in one moment."""
+    offer = await shelf.offer(total=3)
+    flood = [shelf.reserve(offer, viewer="ann", key=f"k{number}") for number in range(10)]
+    *anns, bos = await asyncio.gather(*flood, shelf.reserve(offer, viewer="bo"))
+    assert bos.outcome == "held"
+    assert [one.outcome for one in anns] == ["held", "held", *["exhausted"] * 8]
+
+
 async def test_one_bad_member_does_not_fail_its_batch(shelf: Shelf) -> None:
     """An unknown offer once answered `available: false`, which no decoder took, and everybody in the batch got an error."""
     offer = await shelf.offer()
