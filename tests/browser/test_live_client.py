@@ -61,6 +61,31 @@ def reconnect(page: Page, code: int) -> list[Any]:
     return page.evaluate("sockets.at(-1).sent[0]")
 
 
+CHAT_LIST = """async () => {
+  const { chatList } = await import('/static/js/chat-list.js');
+  const lines = document.body.appendChild(document.createElement('ol'));
+  const lineOf = ({ text }) => Object.assign(document.createElement('li'), { textContent: text });
+  const list = chatList({ lines, more: document.createElement('button'), lineOf });
+  const line = (id) => ({ id, viewer: 'v', text: id });
+  const answers = [];
+  const read = () => new Promise((resolve) => answers.push(resolve));
+  const first = list.restart(read);
+  const second = list.restart(read);  // a cut while the first was under way
+  list.add(line('b'));
+  list.add(line('c'));
+  list.remove({ message: 'a' });
+  answers[1]([line('a'), line('b')]);
+  answers[0]([line('old')]);
+  await Promise.all([first, second]);
+  return [...lines.children].map((node) => node.textContent);
+}"""
+
+
+def test_a_chat_loses_no_line_that_comes_while_its_history_is_read(open_page: OpenPage) -> None:
+    """The history was read before `c` was said and `a` deleted, and came after: drawn as it was, it took `c` away again."""
+    assert open_page("/host").evaluate(CHAT_LIST) == ["b", "c"]
+
+
 def test_connect_and_subscribe_go_out_in_one_frame(open_page: OpenPage) -> None:
     page = scripted(open_page)
     page.evaluate("sockets[0].open()")

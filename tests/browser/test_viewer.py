@@ -141,6 +141,15 @@ def test_a_word_in_the_chat_buys_and_a_line_hands_on_what_comes_back(open_page: 
     first.keyboard.press("Escape")
     expect(second.locator("#assertive")).to_have_text("It is your turn: Rice wine")
     expect(second.get_by_role("button", name="Place the order")).to_be_visible()
+    second.reload()  # what is held for the viewer is still there
+    expect(second.locator("#assertive")).to_have_text("It is your turn: Rice wine")
+    second.get_by_role("button", name="Place the order").click()
+    expect(second.get_by_role("button", name=re.compile("^Pay"))).to_be_visible()
+    second.reload()  # and is an order now
+    wait_joined(second)
+    second.get_by_role("button", name="My orders").click()
+    expect(second.locator("article.order")).to_contain_text("Rice wine")
+    expect(second.get_by_role("button", name="Place the order")).to_have_count(0)
 
 
 def lose_the_keys_of_entries(product: Any, room: str, draw: str) -> None:

@@ -8,6 +8,12 @@ const LINES_MAX = 200;
 const SUMMARY_MS = 12_000;
 const NEAR_END_PX = 40;
 
+/** The last lines of the room's chat, for `restart`; nothing when they cannot be had. */
+export async function readHistory(context) {
+  const history = await context.client.rpc("chat.history", { room: context.roomId, limit: 50 }).catch(() => null);
+  return history?.messages;
+}
+
 /**
  * A bounded chat list: never more than LINES_MAX lines in the page, drawn once a frame whatever the pace, kept at its end unless the
  * reader scrolled up. `lineOf(message)` makes a line's element; `welcome` is the first line.
@@ -18,6 +24,7 @@ export function chatList({ lines, more, lineOf, welcome = "" }) {
   let unread = 0;
   let unheard = [];
   let frame = 0;
+  let reading = null; // what comes while a history is on its way, which may have been read before it
   let following = true; // the reader is at the end; what resizes the list does not change that, only scrolling does
 
   const atEnd = () => lines.scrollHeight - lines.scrollTop - lines.clientHeight < NEAR_END_PX;
@@ -66,8 +73,9 @@ export function chatList({ lines, more, lineOf, welcome = "" }) {
     unheard = [];
   }, SUMMARY_MS);
 
-  return {
+  const list = {
     add(message) {
+      reading?.messages.push(message);
       if (seen.has(message.id) || waiting.some((other) => other.id === message.id)) return;
       waiting.push(message);
       unheard.push(message);
@@ -76,16 +84,27 @@ export function chatList({ lines, more, lineOf, welcome = "" }) {
       frame ||= requestAnimationFrame(flush);
     },
     remove({ message, viewer }) {
+      reading?.removals.push({ message, viewer });
       waiting = waiting.filter((other) => other.id !== message);
       seen.get(message)?.remove();
       if (!message && viewer) for (const node of seen.values()) if (node.dataset.viewer === viewer) node.remove();
     },
-    reset(messages) {
+    /** Begins anew with what `read()` promises, and what came meanwhile. Nothing read: the list stays. */
+    async restart(read) {
+      const mine = (reading = { messages: [], removals: [] });
+      const messages = await read();
+      if (reading !== mine) return;
+      reading = null;
+      if (!messages) return;
       lines.replaceChildren(...(welcome ? [el("li", { class: "line system" }, welcome)] : []));
       seen.clear();
-      waiting = [...messages];
+      waiting = [];
+      for (const message of [...messages, ...mine.messages])
+        if (waiting.every((other) => other.id !== message.id)) waiting.push(message);
       flush();
+      mine.removals.forEach(list.remove);
       toEnd();
     },
   };
+  return list;
 }

@@ -66,7 +66,7 @@ export class LiveClient {
   #attempt = 0;
   #nextId = 0;
   #calls = new Map(); // command id -> { resolve, reject, timer }
-  #waiting = []; // RPCs asked for before the connection stands
+  #waiting = []; // calls asked for before the connection stands
   #channels = new Map(); // channel -> subscription (ours, or the server's)
   #listeners = new Map();
   #reconnectTimer = 0;
@@ -128,11 +128,20 @@ export class LiveClient {
   }
 
   /** Calls an RPC method. Resolves with the reply's data; rejects with a LiveError. Waits for the connection, within the timeout. */
-  rpc(method, data = {}) {
+  async rpc(method, data = {}) {
+    return (await this.#ask({ rpc: { method, data } })).rpc?.data;
+  }
+
+  /** The last events of a channel, oldest first: what was said before this page came. Rejects as `rpc` does. */
+  async history(channel, limit) {
+    const reply = await this.#ask({ history: { channel, limit, reverse: true } });
+    return (reply.history?.publications ?? []).map((publication) => publication.data).reverse();
+  }
+
+  #ask(command) {
     return new Promise((resolve, reject) => {
-      const command = { rpc: { method, data } };
       if (this.#state === "connected") {
-        this.#call(command, (reply) => resolve(reply.rpc?.data), reject);
+        this.#call(command, resolve, reject);
       } else if (this.#state === "closed" || this.#waiting.length >= WAITING_CALLS_MAX) {
         reject(new LiveError(0, "not connected"));
       } else {
@@ -186,7 +195,7 @@ export class LiveClient {
     this.#takeServerChannels(result.subs ?? {});
     for (const { command, timer, resolve, reject } of this.#waiting.splice(0)) {
       clearTimeout(timer);
-      this.#call(command, (reply) => resolve(reply.rpc?.data), reject);
+      this.#call(command, resolve, reject);
     }
   }
 

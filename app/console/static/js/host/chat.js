@@ -1,7 +1,7 @@
 /** The team's chat: what is said, deleting, muting, banning, what waits for review, slow mode, the notice, speaking as the host. */
 
 import { explain } from "../api.js";
-import { chatList } from "../chat-list.js";
+import { chatList, readHistory } from "../chat-list.js";
 import { byId, el, icon, setText, show } from "../dom.js";
 import { formSheet } from "../forms.js";
 import { t, word } from "../i18n.js";
@@ -16,10 +16,8 @@ export function chatPanel(context) {
   const list = chatList({ lines: parts.lines, more: parts.more, lineOf: (message) => lineOf(context, message) });
   const reviews = reviewQueue(context, parts.reviews);
   context.client.subscribe(`chat:${context.roomId}`, {
-    onSubscribed: async ({ recovered }) => {
-      if (recovered) return;
-      const history = await context.client.rpc("chat.history", { room: context.roomId, limit: 50 }).catch(() => null);
-      if (history) list.reset(history.messages);
+    onSubscribed: ({ recovered }) => {
+      if (!recovered) list.restart(() => readHistory(context));
     },
     onEvent: (event) => event.type === "chat.sent" && list.add(event.message),
   });
@@ -122,8 +120,9 @@ function speakForm(context) {
     const text = input.value.trim();
     if (!text) return;
     const reply = await busy(event.submitter, () => act(context, "chat.send", { text }), explain);
-    if (reply?.outcome === "sent") input.value = "";
-    else if (reply) toast(t(`chat_outcome.${reply.outcome}`, { seconds: Math.ceil(reply.wait_ms / 1000) }), "bad");
+    if (reply?.outcome === "sent") {
+      if (input.value.trim() === text) input.value = ""; // else the next line is being written
+    } else if (reply) toast(t(`chat_outcome.${reply.outcome}`, { seconds: Math.ceil(reply.wait_ms / 1000) }), "bad");
   };
   return el(
     "form",
@@ -232,8 +231,9 @@ function reviewQueue(context, box) {
   return {
     async load() {
       if (!context.may("chat.moderate")) return;
+      const before = [...waiting.keys()];
       const page = await context.api.get(`/rooms/${context.roomId}/chat/reviews`);
-      waiting.clear();
+      for (const id of before) waiting.delete(id); // what came meanwhile stays
       for (const review of page.items) waiting.set(review.message.id, review);
       draw();
     },

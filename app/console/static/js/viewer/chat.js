@@ -1,7 +1,7 @@
 /** Chat: what the room says, and sending, with every outcome explained. */
 
 import { explain } from "../api.js";
-import { chatList } from "../chat-list.js";
+import { chatList, readHistory } from "../chat-list.js";
 import { byId, el, setText } from "../dom.js";
 import { t, word } from "../i18n.js";
 import { newKey } from "../live-client.js";
@@ -11,10 +11,8 @@ export function chatPart(context) {
   const list = chatList({ lines: byId("lines"), more: byId("more-lines"), lineOf, welcome: t("chat.welcome") });
   sendForm(context);
   context.client.subscribe(`chat:${context.roomId}`, {
-    onSubscribed: async ({ recovered }) => {
-      if (recovered) return;
-      const history = await context.client.rpc("chat.history", { room: context.roomId, limit: 50 }).catch(() => null);
-      if (history) list.reset(history.messages);
+    onSubscribed: ({ recovered }) => {
+      if (!recovered) list.restart(() => readHistory(context));
     },
     onEvent: (event) => {
       if (event.type === "chat.sent") list.add(event.message);
@@ -54,7 +52,8 @@ function sendForm(context) {
     try {
       const reply = await context.client.rpc("chat.send", { room: context.roomId, text, key: pending.key });
       pending = null;
-      if (reply.outcome === "sent" || reply.outcome === "held_for_review") input.value = "";
+      const isTaken = reply.outcome === "sent" || reply.outcome === "held_for_review";
+      if (isTaken && input.value.trim() === text) input.value = ""; // else the next line is being written
       hint(reply.outcome === "sent" ? "" : outcomeText(reply));
       if (reply.reservation) context.checkout.reserved(reply.reservation); // the line was an offer's keyword
     } catch (error) {

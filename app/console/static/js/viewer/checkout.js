@@ -5,7 +5,7 @@
 
 import { explain } from "../api.js";
 import { checkForm, el, field, fields, icon } from "../dom.js";
-import { countdownTo, money } from "../format.js";
+import { countdownTo, money, serverNow } from "../format.js";
 import { t } from "../i18n.js";
 import { newKey } from "../live-client.js";
 import { picture } from "../picture.js";
@@ -16,6 +16,7 @@ const ADDRESS = "jishi.address";
 const STEPS = ["hold", "address", "pay", "done"];
 const METHODS = ["sandbox_ok", "sandbox_decline"];
 const LIKE_RESERVE = { order_limit: 1, limit: 1, closed: 1, not_open: 1, frozen: 1 }; // outcomes of a wait that mean the same
+const EVENTS_READ_MAX = 100; // of the viewer's own, when the page comes
 const PAYMENT_LOOK_MS = 4000;
 const PAYMENT_LOOKS_MAX = 5;
 
@@ -33,7 +34,27 @@ export function checkoutPart(context) {
     current = openPurchase(context, offer, ended);
     current.held(hold);
   };
+  /** A hold that nobody asked for just now: the viewer's turn in a line had come. */
+  const promote = (offer, hold) => {
+    shout(t("line.your_turn", { name: offer.name }));
+    if (current?.wait === hold.hold) current.held(hold);
+    else goOn(offer, hold);
+  };
+  const isKnown = (hold) => current?.hold === hold || later.some(([, other]) => other.hold === hold);
   return {
+    /** Goes on with the turns that came before this page, or while it was away, and still stand. `channel`: the viewer's own. */
+    async recall(channel) {
+      const open = new Map();
+      for (const event of await context.client.history(channel, EVENTS_READ_MAX)) {
+        if (event.type === "hold.placed" && event.promoted) open.set(event.hold, event);
+        if (event.type === "hold.ended") open.delete(event.hold);
+        if (event.type === "order.placed") open.delete(event.order);
+      }
+      for (const hold of open.values()) {
+        const offer = context.state.offers.get(hold.offer);
+        if (offer && !isKnown(hold.hold) && Date.parse(hold.expires_at) > serverNow()) promote(offer, hold);
+      }
+    },
     start(offer) {
       current = openPurchase(context, offer, ended);
       current.chooseQuantity();
@@ -57,11 +78,7 @@ export function checkoutPart(context) {
     },
     event(event) {
       const offer = context.state.offers.get(event.offer);
-      if (event.type === "hold.placed" && event.promoted && offer) {
-        shout(t("line.your_turn", { name: offer.name }));
-        if (current?.wait === event.hold) current.held(event);
-        else goOn(offer, event);
-      }
+      if (event.type === "hold.placed" && event.promoted && offer && !isKnown(event.hold)) promote(offer, event);
       if (event.type === "wait.ended" && event.outcome === "closed" && offer) toast(t("line.ended", { name: offer.name }), "bad");
       if (event.type === "order.paid" && current?.order === event.order) current.paid(event);
       if (event.type === "payment.declined" && current?.order === event.order) current.declined(event);

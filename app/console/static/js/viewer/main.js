@@ -52,7 +52,11 @@ async function enter() {
   context.parts.push(shelfPart(context), chatPart(context), gamesPart(context), context.orders, context.checkout);
   context.client.on("state", showConnection);
   context.client.on("event", ({ event }) => take(event)); // the viewer's own channel: the server subscribes it
-  context.client.on("server-subscribed", ({ recovered }) => !recovered && context.orders.refresh());
+  context.client.on("server-subscribed", ({ channel, recovered }) => {
+    if (recovered) return;
+    context.orders.refresh();
+    context.checkout.recall(channel).catch(() => {}); // the holds run out by themselves
+  });
   context.client.subscribe(`room:${roomId}`, {
     onSubscribed: ({ snapshot, recovered }) => {
       if (!recovered && snapshot) {
