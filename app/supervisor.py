@@ -38,6 +38,7 @@ from app.core.errors import SetupError
 from app.core.settings import DEMO_SECRET, Settings
 from app.renewal import Place, Renewal
 from app.storage.children import die_with_parent
+from app.storage.cluster import is_cluster, places_of
 from app.storage.data_dir import Running, forget_running, kept_secret, locked, write_running
 from app.storage.embedded import Engine, Postgres, Valkey
 
@@ -364,16 +365,19 @@ def token_secret(settings: Settings, data_dir: Path) -> str:
 def check_reachable(name: str, url: str, port_default: int) -> None:
     """An engine of the operator's own that is not there is said at once, before anything waits for it. Sockets in the file system and
     whatever else has no host and port are left to those who connect."""
-    parts = urlsplit(url)
-    if not parts.hostname:
-        return
+    failures: list[str] = []
     try:
-        with socket.create_connection((parts.hostname, parts.port or port_default), timeout=REACH_S):
-            return
-    except (OSError, ValueError) as failure:  # ValueError: the port is no port
-        raise SetupError(
-            f"{name}: nothing answers at {parts.hostname} ({failure}); start it, or unset {name} for the embedded one"
-        ) from None
+        for place in map(urlsplit, places_of(url) if is_cluster(url) else [url]):
+            if not place.hostname:
+                return
+            try:
+                with socket.create_connection((place.hostname, place.port or port_default), timeout=REACH_S):
+                    return  # of a cluster one is enough: it knows the others
+            except OSError as failure:
+                failures.append(f"nothing answers at {place.hostname} ({failure})")
+    except ValueError as failure:  # the port is no port, say
+        failures.append(str(failure))
+    raise SetupError(f"{name}: {'; '.join(failures)}; start it, or unset {name} for the embedded one")
 
 
 def listen(host: str, port: int, count: int, *, wait_s: float = 0.0) -> list[socket.socket]:

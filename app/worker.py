@@ -11,9 +11,11 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import structlog
+from redis.exceptions import RedisError
 
 from app.composition import build_registry
 from app.core.ids import derived_tail
@@ -45,6 +47,7 @@ from app.rest.idempotency import expire_idempotency_records
 from app.storage.announcements import ANNOUNCEMENT_WAITS, announce_room
 from app.storage.due import Condition, Watch
 from app.storage.durability import watch_durability
+from app.storage.gathering import gather_each, raise_first
 from app.storage.intake import find_waiting, list_rooms, take_in_room
 from app.storage.redis import engine_now_ms
 from app.storage.work import Engines, rooms_to_announce
@@ -52,13 +55,15 @@ from app.storage.work import Engines, rooms_to_announce
 BACK_OFF_S_MAX = 2.0  # when an engine is back, sales must not wait for the end of a long pause: they are frozen until a pass renews them
 PASS_S_MAX = 60.0  # an engine that never answers ends a pass; the next one starts afresh
 STOP_S_MAX = 10.0
-ROOMS_AT_ONCE = 16
 INTAKE_ROUNDS_MAX = 20  # in one pass: then it is looked again which rooms are ours
 LOOK_MS = 250  # between two looks at what is due in SQL
-LEASE_PREFIX = "jishi:lease:intake:"
 WORKERS_KEY = "jishi:workers"  # sorted set: who takes in, until when that is sure (ms by the engine's clock)
 
 log = structlog.get_logger()
+
+
+def lease_key(room_id: str) -> str:
+    return f"{{{room_id}}}:lease"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,12 @@ class RoomLeases:
     async def ours(self, engines: Engines, rooms: list[str]) -> list[str]:
         now, quarter_ms = asyncio.get_running_loop().time(), engines.settings.room_lease_s * 250
         if self.workers_until <= now:
-            await self._meet(engines, quarter_ms * 2)
+            try:
+                await self._meet(engines, quarter_ms * 2)
+            except RedisError:
+                if not self.workers:
+                    raise
+                log.warning("workers not asked for")  # the shard that knows them is away: the rooms of the others go on as they were
             self.workers_until = now + quarter_ms / 1000
             listed = set(rooms)
             for known in (self.held, self.foreign):
@@ -98,14 +108,13 @@ class RoomLeases:
                     del known[room]
         unsure = [room for room in rooms if max(self.held.get(room, 0.0), self.foreign.get(room, 0.0)) <= now]
         if unsure:
-            await self._ask(engines, unsure, quarter_ms * 3)
-            for room in unsure:
+            for room in await self._ask(engines, unsure, quarter_ms * 3):
                 (self.held if room in self.held else self.foreign)[room] = now + quarter_ms / 1000
         return [room for room in rooms if room in self.held]
 
     async def _meet(self, engines: Engines, ttl_ms: int) -> None:
         """Says that this worker is there, and hears who else is."""
-        now_ms = await engine_now_ms(engines.sales)
+        now_ms = await engine_now_ms(engines.sales, WORKERS_KEY)
         async with engines.sales.pipeline(transaction=True) as pipe:
             pipe.zadd(WORKERS_KEY, {self.owner: now_ms + ttl_ms})
             pipe.zremrangebyscore(WORKERS_KEY, "-inf", now_ms)
@@ -113,32 +122,42 @@ class RoomLeases:
             *_, members = await pipe.execute()
         self.workers = [member.decode() for member in members]
 
-    async def _ask(self, engines: Engines, rooms: list[str], ttl_ms: int) -> None:
-        """Takes or renews the leases of rooms that are this worker's, and gives up those that are no longer."""
+    async def _ask(self, engines: Engines, rooms: list[str], ttl_ms: int) -> list[str]:
+        """Takes or renews the leases of rooms that are this worker's, and gives up those that are no longer. Returns those that are sure
+        now: what the engine of a room does not answer leaves the room as it was."""
         mine = [room for room in rooms if self._is_mine(room)]
         await self._let_go(engines, [room for room in rooms if room in self.held and room not in mine])
         async with engines.sales.pipeline(transaction=False) as pipe:
             for room in mine:
-                pipe.set(LEASE_PREFIX + room, self.owner, nx=True, px=ttl_ms)
-                pipe.get(LEASE_PREFIX + room)
-            answers = await pipe.execute() if mine else []
-        owned = [room for room, owner in zip(mine, answers[1::2], strict=True) if owner == self.owner.encode()]
+                pipe.set(lease_key(room), self.owner, nx=True, px=ttl_ms)
+                pipe.get(lease_key(room))
+            owners = dict(zip(mine, (await pipe.execute(raise_on_error=False))[1::2], strict=True))
+        unknown = [room for room, owner in owners.items() if isinstance(owner, Exception)]
+        if mine and len(unknown) == len(mine):
+            raise_first(list(owners.values()))
+        owned = [room for room, owner in owners.items() if owner == self.owner.encode()]
         async with engines.sales.pipeline(transaction=False) as pipe:
             for room in owned:
-                pipe.pexpire(LEASE_PREFIX + room, ttl_ms)
-            await pipe.execute()
-        for room in rooms:
+                pipe.pexpire(lease_key(room), ttl_ms)
+            await pipe.execute(raise_on_error=False)  # a lease that ran out meanwhile is taken anew
+        sure = [room for room in rooms if room not in unknown]
+        for room in sure:
             self.held.pop(room, None)
             self.foreign.pop(room, None)
         self.held.update(dict.fromkeys(owned, 0.0))
+        return sure
 
     def _is_mine(self, room: str) -> bool:
         return max(self.workers, key=lambda worker: derived_tail(worker, room), default=self.owner) == self.owner
 
     async def _let_go(self, engines: Engines, rooms: list[str]) -> None:
-        mine = [room for room in rooms if await engines.sales.get(LEASE_PREFIX + room) == self.owner.encode()]
-        for room in mine:
-            await engines.sales.delete(LEASE_PREFIX + room)
+        """What is not given up runs out."""
+
+        async def one(room: str) -> None:
+            if await engines.sales.get(lease_key(room)) == self.owner.encode():
+                await engines.sales.delete(lease_key(room))
+
+        await gather_each(rooms, one)
 
     async def release(self, engines: Engines) -> None:
         """On a clean stop, so that others go on at once."""
@@ -157,15 +176,9 @@ async def take_in(engines: Engines, leases: RoomLeases) -> None:
     """One pass over the rooms of this worker that have entries: a batch of each, whoever has waited longest first, then the next round.
     So a flooded room costs the others the time of one batch."""
     rooms = await leases.ours(engines, await list_rooms(engines))
-    at_once = asyncio.Semaphore(ROOMS_AT_ONCE)
-
-    async def one(room_id: str) -> int:
-        async with at_once:
-            return await take_in_room(engines, room_id)
-
     for _ in range(INTAKE_ROUNDS_MAX):
         rooms = await find_waiting(engines, rooms)
-        results = await asyncio.gather(*[one(room) for room in rooms], return_exceptions=True)
+        results = await gather_each(rooms, partial(take_in_room, engines))
         failures = [result for result in results if isinstance(result, BaseException)]
         if failures and len(failures) == len(results):
             raise failures[0]

@@ -13,6 +13,7 @@ from app.core.registry import Registry
 from app.core.settings import Settings
 from app.storage.sql import Sql
 from app.storage.work import Engines
+from tests.support.cluster import Cluster, running_cluster
 from tests.support.leaks import assert_no_stray_tasks
 from tests.support.parsing import steady_parsing
 from tests.support.runtime import TestRuntime
@@ -43,6 +44,13 @@ def sql(servers: Servers) -> Sql:
     """For all tests, since it keeps the statements that it has compiled: compiling them anew took a third of a test. Closing it ends its
     connections alone, so each test has new ones, on its own loop."""
     return Sql(servers.postgres.url)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """One for all tests that stop none of its engines: they are of the xdist group "cluster"."""
+    with running_cluster() as cluster:
+        yield cluster
 
 
 @pytest.fixture
@@ -80,8 +88,9 @@ async def engines(settings: Settings, runtime: TestRuntime, registry: Registry, 
 
 
 async def empty(client: Redis, engines: Engines) -> None:
-    await client.flushall()
-    await client.script_flush()
+    for _, engine in await client.engines():
+        await engine.flushall()
+        await engine.script_flush()
     async with engines.sql.begin() as session:
         await session.execute(text("select clean_tables()"))
 

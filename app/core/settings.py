@@ -240,7 +240,7 @@ class Settings(BaseSettings):
 
     def check_engine_urls(self) -> None:
         """An address that no client of ours can use is a mistake of the operator, to be told before anything starts."""
-        redis, sql = ("redis", "rediss", "unix"), ("postgresql", "postgres", "postgresql+asyncpg")
+        redis, sql = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster"), ("postgresql", "postgres", "postgresql+asyncpg")
         urls = (
             ("REDIS_URL", self.redis_url, redis),
             ("FANOUT_REDIS_URL", self.fanout_redis_url, redis),

@@ -3,7 +3,7 @@
 For `bus_lost_s_max` they stay: most outages are shorter, and what they missed follows when the engine is back. New subscribes get a
 temporary error, and `/readyz` says not ready. Longer than that, the node cannot tell its own partition from an outage of the engine; it
 sends its viewers away with 3011 in jittered slices over `drain_s` and refuses newcomers before the upgrade, so that SDKs find a node that
-hears. It stops at once when the engine is heard again.
+hears. It stops at once when the engine is heard again. Of a cluster one shard may be lost alone: then this is about those in its rooms.
 
 Control messages are pub/sub and may be lost with the line. So after its return every membership is looked at again (is the viewer banned
 by now?), at most `rechecks_per_s`, and everybody is counted again.
@@ -18,6 +18,7 @@ from app.core.errors import AppError
 from app.gateway.connection import Connection
 from app.protocol import codes
 from app.protocol.channels import Kind, parse_channel
+from app.storage.streams import push_channel
 
 if TYPE_CHECKING:
     from app.gateway.hub import Hub
@@ -37,24 +38,35 @@ class CutOff:
 
     @property
     def is_too_long(self) -> bool:
-        limit_s = self._hub.settings.bus_lost_s_max
-        return bool(limit_s) and self._hub.bus.lost_s > limit_s
+        """Nothing at all is heard."""
+        return self._is_beyond(self._hub.bus.lost_s)
+
+    def _is_beyond(self, lost_s: float) -> bool:
+        return lost_s > self._hub.settings.bus_lost_s_max > 0
 
     async def watch(self) -> None:
         """One step of the hub's clock."""
-        if self.is_too_long and self._hub.connections and not self._hub.is_draining:
-            log.warning("cut off from the engine: viewers are sent to other nodes", lost_s=round(self._hub.bus.lost_s))
-            await self._send_away()
+        if self._hub.is_draining or not self._is_beyond(self._hub.bus.lost_longest_s):
+            return
+        waiting = [connection for connection in self._hub.connections if self._is_cut_off(connection)]
+        if waiting:
+            log.warning("cut off from an engine: viewers are sent to other nodes", viewers=len(waiting))
+            await self._send_away(waiting)
 
-    async def _send_away(self) -> None:
-        waiting = list(self._hub.connections)
+    def _is_cut_off(self, connection: Connection) -> bool:
+        """It hears nothing, or nothing of a room that it is in."""
+        lost_s_of = self._hub.bus.lost_s_of
+        return self.is_too_long or any(self._is_beyond(lost_s_of(push_channel(room_id))) for room_id in _rooms_of(connection))
+
+    async def _send_away(self, waiting: list[Connection]) -> None:
         rng = self._hub.engines.runtime.rng
         rng.shuffle(waiting)
         size = max(1, -(-len(waiting) // max(1, int(self._hub.settings.drain_s / SLICE_S))))
         for start in range(0, len(waiting), size):
-            if not self.is_too_long:
+            slice_ = [connection for connection in waiting[start : start + size] if self._is_cut_off(connection)]
+            if not slice_:
                 return
-            for connection in waiting[start : start + size]:
+            for connection in slice_:
                 connection.close(codes.FORCE_RECONNECT)
             await asyncio.sleep(SLICE_S * rng.uniform(0.5, 1.5))
 

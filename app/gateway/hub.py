@@ -38,7 +38,6 @@ from app.protocol.channels import USER_BUCKETS, Kind, Lane, parse_channel
 from app.protocol.codec import Codec
 from app.protocol.codes import CloseCode
 from app.protocol.session import Session
-from app.storage.redis import blocking_client
 from app.storage.streams import Delivered, parse_runs, push_channel
 from app.storage.work import Engines
 
@@ -78,7 +77,6 @@ class Hub:
         self._loop = asyncio.get_running_loop()
         write_late()
         self.fanout = Fanout(self.settings, self.engines.runtime, self.spawn)
-        self._client = blocking_client(self.settings.fanout_redis_url or self.settings.redis_url)
         self.healing = Healing(self)
         self.attendance = Attendance(self.engines, self.node_id)
         self.cutoff = CutOff(self)
@@ -86,7 +84,7 @@ class Hub:
             self.settings, now_ms=self.now_ms(), rng=self.engines.runtime.rng, is_cut_off=lambda: self.cutoff.is_too_long
         )
         self.bus = Bus(
-            self._client,
+            self.engines.fanout.line,
             silence_s=self.settings.bus_silence_s,
             on_push=self._on_push,
             on_control=self._on_control,
@@ -149,7 +147,6 @@ class Hub:
             await asyncio.gather(*late, return_exceptions=True)
         for room_id in list(self.rooms):
             self.fanout.forget(room_id)
-        await self._client.aclose()
 
     async def _until_gone(self) -> None:
         """The sockets themselves: nobody else waits for those that were handed over. Each has a deadline of its own; this is the net."""

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 
 from sqlalchemy import ColumnElement, DateTime, bindparam, select
 
-from app.storage.redis import engine_now_ms
 from app.storage.work import Engines
 
 Condition = ColumnElement[bool]
@@ -27,7 +26,7 @@ class Watch:
         self._statement = select(*[condition.label(name) for name, condition in conditions.items()])
 
     async def find_due(self, engines: Engines) -> list[str]:
-        now_ms = engines.runtime.script_now_ms() or await engine_now_ms(engines.sales)
+        now_ms = await engines.sales_now_ms()
         times = {"now": engines.runtime.now(), "engine_now": datetime.fromtimestamp(now_ms / 1000, UTC)}
         async with engines.sql.engine.connect() as connection:
             row = (await connection.execute(self._statement, times)).mappings().one()

@@ -5,6 +5,8 @@ crash may cost there; but it is said: by the worker's log at its start and whene
 Where an engine hides its settings, that is said too: nobody here knows then.
 """
 
+from collections.abc import Mapping
+from itertools import chain
 from typing import cast
 
 import structlog
@@ -20,24 +22,33 @@ NEEDED = {
     "maxmemory-policy": ("noeviction", "an engine that is full throws away stock and holds"),
 }
 
+NEEDED_OF_SHARDS = {
+    "cluster-require-full-coverage": ("no", "when one shard is away, the rooms of all others stop too"),
+}
+
 log = structlog.get_logger()
 
 
 async def find_weaknesses(client: Redis) -> list[str]:
-    """One sentence for each setting that is weaker than it must be; empty when all is well."""
+    """One sentence for each setting that is weaker than it must be, of each engine of a cluster; empty when all is well."""
+    engines = await client.engines()
+    needed = NEEDED if len(engines) == 1 else NEEDED | NEEDED_OF_SHARDS
+    names = [f" at {place}" if len(engines) > 1 else "" for place, _ in engines]
+    found = [await _find_in(engine, name, needed) for name, (_, engine) in zip(names, engines, strict=True)]
+    return list(chain.from_iterable(found))
+
+
+async def _find_in(engine: Redis, place: str, needed: Mapping[str, tuple[str, str]]) -> list[str]:
     try:
-        found = cast("dict[str, str]", await client.config_get(*NEEDED))
+        found = cast("dict[str, str]", await engine.config_get(*needed))
     except ResponseError as refusal:
-        return [f"the sales engine does not let its settings be read ({refusal}): see to it that {_wanted()}"]
+        wanted = ", ".join(f"{name} is {value}" for name, (value, _) in needed.items())
+        return [f"the sales engine{place} does not let its settings be read ({refusal}): see to it that {wanted}"]
     return [
-        f"the sales engine has {name} {found.get(name, 'unknown')}, not {needed}: {stake}"
-        for name, (needed, stake) in NEEDED.items()
-        if found.get(name) != needed
+        f"the sales engine{place} has {name} {found.get(name, 'unknown')}, not {value}: {stake}"
+        for name, (value, stake) in needed.items()
+        if found.get(name) != value
     ]
-
-
-def _wanted() -> str:
-    return ", ".join(f"{name} is {needed}" for name, (needed, _) in NEEDED.items())
 
 
 async def watch_durability(engines: Engines) -> None:

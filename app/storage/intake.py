@@ -26,7 +26,8 @@ from app.core.runtime import at_text
 from app.protocol.channels import staff_channel
 from app.protocol.events import AlertRaised, encode_event
 from app.storage.claims import claimed
-from app.storage.redis import epoch_ms
+from app.storage.gathering import raise_first
+from app.storage.redis import engine_now_ms
 from app.storage.tables import DeadLetter, IntakeProgress
 from app.storage.work import Engines, Work, is_away
 
@@ -79,23 +80,46 @@ def _claim_key(room_id: str) -> str:
 
 
 async def list_rooms(engines: Engines) -> list[str]:
-    members: list[bytes] = await engines.sales.line.call(("SMEMBERS", ROOMS_KEY))
-    return sorted(member.decode() for member in members)
+    """While the shard of a cluster that holds the list is away: as it was read last, so that the rooms of the others go on."""
+    try:
+        members: list[bytes] = await engines.sales.line.call(("SMEMBERS", ROOMS_KEY))
+    except RedisError:
+        if not engines.local.get("rooms"):
+            raise
+        return engines.local["rooms"]
+    rooms = engines.local["rooms"] = sorted(member.decode() for member in members)
+    return rooms
 
 
 async def find_waiting(engines: Engines, rooms: Sequence[str]) -> list[str]:
-    """Those of the rooms whose outbox holds entries, the oldest entry first. Notes in the metrics how far SQL lags, and warns in time."""
-    ask = engines.sales.line.call_all  # twenty times a second, for nothing most times: over the cheap line
-    (seconds, microseconds), *lengths = await ask([("TIME",), *[("XLEN", outbox_key(room_id)) for room_id in rooms]])
-    waiting = {room_id: length for room_id, length in zip(rooms, lengths, strict=True) if length}
-    heads = await ask([("XRANGE", outbox_key(room_id), "-", "+", "COUNT", 1) for room_id in waiting]) if waiting else []
-    since = {room_id: _order(head[0][0].decode())[0] for room_id, head in zip(waiting, heads, strict=True) if head}
-    INTAKE_LAG_SECONDS.set(max(0, epoch_ms(seconds, microseconds) - min(since.values())) / 1000 if since else 0)
+    """Those of the rooms whose outbox holds entries, the oldest entry first. Notes in the metrics how far SQL lags, and warns in time.
+
+    A room that cannot be asked just now is left out, and its engine's failure raised only when all are in that case.
+    """
+    ask = engines.sales.line.call_each  # twenty times a second, for nothing most times: over the cheap line
+    lengths = _reached(rooms, await ask([("XLEN", outbox_key(room_id)) for room_id in rooms]) if rooms else [])
+    waiting = {room_id: length for room_id, length in lengths.items() if length}
+    asked = list(waiting)
+    heads = _reached(asked, await ask([("XRANGE", outbox_key(room_id), "-", "+", "COUNT", 1) for room_id in asked]) if asked else [])
+    since = {room_id: _order(head[0][0].decode())[0] for room_id, head in heads.items() if head}
+    oldest = min(since, key=since.__getitem__, default="")
+    lag_ms = await engine_now_ms(engines.sales, outbox_key(oldest)) - since[oldest] if oldest else 0
+    INTAKE_LAG_SECONDS.set(max(0, lag_ms) / 1000)
     INTAKE_WAITING_ENTRIES.set(sum(waiting.values()))
     for room_id, length in waiting.items():
         if length * ALARM_PARTS >= engines.settings.outbox_entries_max:
             await _raise_alarm(engines, room_id, length)
     return sorted(since, key=since.__getitem__)
+
+
+def _reached(rooms: Sequence[str], answers: Sequence[Any]) -> dict[str, Any]:
+    """Room -> answer, of those that gave one. Raises the failure when none did."""
+    reached = {room_id: answer for room_id, answer in zip(rooms, answers, strict=True) if not isinstance(answer, Exception)}
+    if rooms and not reached:
+        raise_first(answers)
+    if len(reached) < len(rooms):
+        log.warning("rooms out of reach", rooms=len(rooms) - len(reached))
+    return reached
 
 
 async def _raise_alarm(engines: Engines, room_id: str, length: int) -> None:

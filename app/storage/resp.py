@@ -7,7 +7,8 @@ future, and what several tasks ask in one turn of the loop leaves in one system 
     one after the other      redis-py 121 µs    this 45 µs (of which the system calls are most)
     64 tasks side by side    redis-py  60 µs    this  6 µs
 
-Not for pub/sub, transactions or commands that wait in the engine: those are redis-py's. Packing and parsing are hiredis's, in C.
+Not for pub/sub or commands that wait in the engine: those are redis-py's. Packing and parsing are hiredis's, in C. A transaction goes in
+one piece (`call_together`), so that nothing of others comes between.
 
 What it keeps of redis-py's client: the address (with password, database, TLS options), the exceptions, and the three retries of a call
 whose connection broke or fell silent. Such a call may have been done: scripts are written so that a repetition does no harm.
@@ -20,22 +21,30 @@ Invariants
 import asyncio
 import socket
 import ssl
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
 import hiredis
-from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection, parse_url
+from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import (
+    AskError,
     BusyLoadingError,
+    ClusterDownError,
+    MovedError,
     NoScriptError,
     OutOfMemoryError,
+    RedisError,
     ResponseError,
+    TryAgainError,
 )
 from redis.exceptions import ConnectionError as EngineConnectionError
 from redis.exceptions import TimeoutError as EngineTimeoutError
+
+from app.storage.gathering import raise_first
 
 ANSWER_S_MAX = 5.0
 CONNECT_S_MAX = 2.0
@@ -58,12 +67,21 @@ _ERRORS: dict[str, type[Exception]] = {
     "READONLY": EngineDemotedError,
     "OOM": OutOfMemoryError,
 }
+_REDIRECTIONS: dict[str, type[Exception]] = {  # of a cluster; their texts are read without the first word
+    "MOVED": MovedError,
+    "ASK": AskError,
+    "TRYAGAIN": TryAgainError,
+    "CLUSTERDOWN": ClusterDownError,
+}
 
 _pack = cast("Callable[[tuple[Part, ...]], bytes]", hiredis.pack_command)  # its stub knows tuples of one part alone
 
 
 def _error_of(message: str) -> Exception:
-    return _ERRORS.get(message.partition(" ")[0], ResponseError)(message)
+    word, _, rest = message.partition(" ")
+    if word in _REDIRECTIONS:
+        return _REDIRECTIONS[word](rest)
+    return _ERRORS.get(word, ResponseError)(message)
 
 
 class _Socket(asyncio.Protocol):
@@ -154,45 +172,105 @@ class _Socket(asyncio.Protocol):
                 answer.set_exception(kind(text))
 
 
-class EngineLine:
+class Line(ABC):
+    """What scripts and commands are asked over: one engine, or the shards of a cluster (cluster.py). All raise redis-py's exceptions."""
+
+    @abstractmethod
+    async def call(self, command: Command, key: str = "") -> Any:
+        """The answer. `key`: whose engine is meant, for a command that names no key."""
+
+    @abstractmethod
+    async def call_each(self, commands: Sequence[Command]) -> list[Any]:
+        """The answers, in order, of commands that leave together; an exception in the place of one that failed. Each may be done twice."""
+
+    @abstractmethod
+    async def call_together(self, commands: Sequence[Command], key: str = "") -> list[Any]:
+        """The answers of commands that go to one engine one behind the other with nothing between; asked again as a whole."""
+
+    @abstractmethod
+    async def engines(self) -> "list[EngineLine]":
+        """The engines that hold the data."""
+
+    @abstractmethod
+    async def engine_of(self, key: str) -> "EngineLine":
+        """The one that holds a key, as far as is known. Raises EngineConnectionError when that cannot be found out."""
+
+    @abstractmethod
+    async def look(self) -> None:
+        """Finds out anew which engine holds what. Raises EngineConnectionError when nobody answers."""
+
+    @abstractmethod
+    async def aclose(self) -> None: ...
+
+    async def call_all(self, commands: Sequence[Command]) -> list[Any]:
+        """As `call_each`; raises the first failure."""
+        return raise_first(await self.call_each(commands))
+
+
+def is_passing(answer: object) -> bool:
+    """The connection broke or fell silent: asking again may help."""
+    return isinstance(answer, EngineConnectionError | EngineTimeoutError)
+
+
+class EngineLine(Line):
     """The process's line to one engine. Opens its connection with the first call, and again after a loss."""
 
-    def __init__(self, url: str) -> None:
-        self._options = cast("dict[str, Any]", parse_url(url))
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        """`options` as redis-py's `parse_url` makes them."""
+        self.options = options
         self._socket: _Socket | None = None
         self._opening: asyncio.Task[_Socket] | None = None
         self._failures = 0  # to open it, in a row
 
-    async def call(self, command: Command) -> Any:
-        """The engine's answer. Raises redis-py's exceptions."""
+    @property
+    def name(self) -> str:
+        """Where it leads, for messages: without the password."""
+        return self.options.get("path") or f"{self.options.get('host', 'localhost')}:{self.options.get('port', 6379)}"
+
+    async def call(self, command: Command, key: str = "") -> Any:
         line = self._socket
         if line is not None and line.is_open and line.waiting < WAITING_MAX:
             with suppress(EngineConnectionError, EngineTimeoutError):  # asked again below
                 return await line.ask(_pack(tuple(command)))
         return (await self.call_all((command,)))[0]
 
-    async def call_all(self, commands: Sequence[Command]) -> list[Any]:
-        """The answers, in order, of commands that leave together. Asked again as a whole when the connection broke or fell silent."""
-        packed = [_pack(tuple(command)) for command in commands]
+    async def call_each(self, commands: Sequence[Command]) -> list[Any]:
+        answers = await self.attempt(commands)
         for _ in range(RETRIES_MAX):
-            with suppress(EngineConnectionError, EngineTimeoutError):
-                return await self._ask_all(packed)
-        return await self._ask_all(packed)
+            if not any(map(is_passing, answers)):
+                break
+            answers = await self.attempt(commands)
+        return answers
 
-    async def _ask_all(self, packed: Sequence[bytes]) -> list[Any]:
+    async def call_together(self, commands: Sequence[Command], key: str = "") -> list[Any]:
+        return await self.call_all(commands)
+
+    async def attempt(self, commands: Sequence[Command]) -> list[Any]:
+        """`call_each` without asking again."""
         line = self._socket
         if line is None or not line.is_open:
-            line = await self._open()
-        if line.waiting + len(packed) > WAITING_MAX:
-            raise ResponseError(f"more than {WAITING_MAX} requests wait for the engine")
-        answers = [line.ask(one) for one in packed]
+            try:
+                line = await self._open()
+            except RedisError as failure:
+                return [failure] * len(commands)
+        if line.waiting + len(commands) > WAITING_MAX:
+            return [ResponseError(f"more than {WAITING_MAX} requests wait for the engine")] * len(commands)
+        answers = [line.ask(_pack(tuple(command))) for command in commands]
         if len(answers) == 1:
-            return [await answers[0]]
-        results = await asyncio.gather(*answers, return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-        return results
+            try:
+                return [await answers[0]]
+            except RedisError as failure:
+                return [failure]
+        return await asyncio.gather(*answers, return_exceptions=True)
+
+    async def engines(self) -> "list[EngineLine]":
+        return [self]
+
+    async def engine_of(self, key: str) -> "EngineLine":
+        return self
+
+    async def look(self) -> None:
+        """There is only this one."""
 
     async def aclose(self) -> None:
         opening, self._opening = self._opening, None
@@ -238,7 +316,7 @@ class EngineLine:
         return line
 
     async def _dial(self) -> _Socket:
-        loop, options = asyncio.get_running_loop(), self._options
+        loop, options = asyncio.get_running_loop(), self.options
         if options.get("connection_class") is UnixDomainSocketConnection:
             _, line = await loop.create_unix_connection(_Socket, options["path"])
         else:
@@ -247,14 +325,14 @@ class EngineLine:
         return line
 
     def _tls(self) -> ssl.SSLContext | None:
-        if self._options.get("connection_class") is not SSLConnection:
+        if self.options.get("connection_class") is not SSLConnection:
             return None
-        options = {name: value for name, value in self._options.items() if name.startswith("ssl_")}
+        options = {name: value for name, value in self.options.items() if name.startswith("ssl_")}
         return SSLConnection(**options).ssl_context.get()
 
     def _greetings(self) -> list[tuple[Part, ...]]:
         """What a connection says first."""
-        options = self._options
+        options = self.options
         greetings: list[tuple[Part, ...]] = []
         if options.get("password"):
             greetings.append(("AUTH", *([options["username"]] if options.get("username") else []), options["password"]))

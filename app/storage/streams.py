@@ -200,7 +200,7 @@ class Streams:
 
     async def control(self, message: dict[str, str]) -> None:
         """Tells every node something that is about connections and not about events: `{"do": "disconnect", "user": ..., "room": ...}`."""
-        await self._client.publish(CONTROL_CHANNEL, msgspec.json.encode(message))
+        await self._client.spublish(CONTROL_CHANNEL, msgspec.json.encode(message))
 
 
 def _parts(group: Sequence[Publication], most: int) -> Iterator[Sequence[Publication]]:

@@ -32,8 +32,9 @@ from app.protocol.events import Event, encode_event, event_type
 from app.storage.audit import append_audit
 from app.storage.bulk import BulkInsert
 from app.storage.claims import current_claim, mark_done
+from app.storage.gathering import gather_each
 from app.storage.group_commit import GroupCommit
-from app.storage.redis import Argument, Redis, Script, command_client
+from app.storage.redis import Argument, Redis, Script, command_client, engine_now_ms
 from app.storage.sql import Sql
 from app.storage.streams import Streams
 from app.storage.tables import Announcement
@@ -42,6 +43,8 @@ Member = TypeVar("Member")
 Outcome = TypeVar("Outcome")
 
 _insert_announcements = BulkInsert(Announcement, "room_id", "channels", "type", "payload", "attempts")
+
+CLOCK_KEY = "jishi:clock"  # holds nothing: says which engine of a cluster is asked for the time
 
 # PostgreSQL's own words for "not now": too many connections, shutting down, crashed, starting up; and its class of broken connections.
 _AWAY = frozenset({"53300", "57P01", "57P02", "57P03"})
@@ -85,15 +88,19 @@ class Engines:
         wait_ms = settings.replicas_wait_ms
         return await script.call_replicated(self.sales, keys, arguments, replicas=settings.replicas_min, wait_ms=wait_ms)
 
+    async def sales_now_ms(self, room_id: str = "") -> int:
+        """The clock that decides the room's deadlines. Without a room, one of those that do, for passes over all rooms."""
+        key = f"{{{room_id}}}:outbox" if room_id else CLOCK_KEY
+        return self.runtime.script_now_ms() or await engine_now_ms(self.sales, key)
+
     async def check(self) -> dict[str, str]:
-        """What each engine answers: "ok", or the name of its failure. For readiness and the command line."""
+        """What each engine answers: "ok", or the name of its failure. For readiness and the command line.
+
+        Of a cluster it is enough that one shard answers: a node that were taken from service for one would stop the rooms of the others.
+        """
         answers: dict[str, str] = {}
         for name, client in (("sales", self.sales), ("fan-out", self.fanout)):
-            try:
-                await client.ping()
-                answers[name] = "ok"
-            except (RedisError, OSError) as failure:
-                answers[name] = type(failure).__name__
+            answers[name] = await _check(client)
         try:
             async with self.sql.read() as session:
                 await session.execute(text("select 1"))
@@ -192,6 +199,14 @@ async def rooms_to_announce(engines: Engines, limit: int = 100) -> list[str]:
     """Rooms with committed events that are not out yet."""
     async with engines.sql.read() as session:
         return list(await session.scalars(select(Announcement.room_id).distinct().limit(limit)))
+
+
+async def _check(client: Redis) -> str:
+    try:
+        answers = await gather_each(await client.engines(), lambda engine: engine[1].ping())
+    except (RedisError, OSError) as failure:
+        return type(failure).__name__
+    return "ok" if any(answer is True for answer in answers) else type(answers[0]).__name__
 
 
 def is_away(failure: BaseException) -> bool:

@@ -87,8 +87,8 @@ def _die_at(engines: Engines, number: int) -> None:
 
         return wrapped
 
-    line, client = engines.sales.line, engines.sales
-    for owner, name in ((line, "call_all"), (line, "call"), (client, "execute_command")):
-        setattr(owner, name, around(getattr(owner, name)))
+    line = engines.sales.line
+    for name in ("call", "call_each"):
+        setattr(line, name, around(getattr(line, name)))
     event.listen(engines.sql.engine.sync_engine, "commit", boundary)
     event.listen(Session, "after_commit", boundary)

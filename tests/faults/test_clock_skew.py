@@ -53,10 +53,10 @@ async def test_deadlines_are_the_engines_whichever_node_asks(nodes: list[Engines
     offer = await shelf.offer(total=10)
     for number, node in enumerate(nodes):
         other = nodes[number - 1]
-        before = await engine_now_ms(node.sales)
+        before = await engine_now_ms(node.sales, "k")
         held = await Shelf(node).reserve(offer, key=f"k{number}")
         placed = await Shelf(other).place(held.hold or "")
-        after = await engine_now_ms(node.sales)
+        after = await engine_now_ms(node.sales, "k")
         assert before <= at_ms(held.expires_at) - node.settings.hold_ttl_s * 1000 <= after
         assert before <= at_ms(placed.pay_by) - node.settings.payment_ttl_s * 1000 <= after
         for judge in nodes:  # none of them ends it early, none thinks it over
@@ -75,7 +75,7 @@ async def test_deadlines_are_the_engines_whichever_node_asks(nodes: list[Engines
 
 async def test_windows_are_the_engines_whichever_node_asks(nodes: list[Engines]) -> None:
     shelf = await open_shelf(nodes[2])
-    true = datetime.fromtimestamp(await engine_now_ms(nodes[2].sales) / 1000, UTC)
+    true = datetime.fromtimestamp(await engine_now_ms(nodes[2].sales, "k") / 1000, UTC)
     hour = timedelta(hours=1)
     windows = {"not_open": (true + hour, true + 2 * hour), "held": (true - hour, true + hour), "closed": (true - 2 * hour, true - hour)}
     offers = {word: await shelf.offer(total=9, opens_at=opens, closes_at=closes) for word, (opens, closes) in windows.items()}

@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from app.storage.intake import outbox_key, register_room
 from app.storage.work import Engines
-from app.worker import LEASE_PREFIX, WORKERS_KEY
+from app.worker import WORKERS_KEY, lease_key
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -35,7 +35,7 @@ def worker_process(engines: Engines) -> Iterator["subprocess.Popen[bytes]"]:
 
 
 async def owners(engines: Engines) -> set[bytes | None]:
-    return set(await engines.sales.mget([LEASE_PREFIX + room for room in ROOMS]))
+    return set(await engines.sales.mget([lease_key(room) for room in ROOMS]))
 
 
 async def append(engines: Engines) -> dict[str, str]:

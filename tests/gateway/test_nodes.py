@@ -53,7 +53,7 @@ async def _has(found: Any, wanted: Any) -> bool:
 
 async def test_a_burst_of_chat_is_one_message_between_nodes_and_comes_whole(nodes: Nodes, engines: Engines, token: Any) -> None:
     first, second = await nodes.start(), await nodes.start()
-    listener = blocking_client(engines.settings.redis_url)
+    listener = blocking_client(engines.fanout.line.options)
     async with listener.pubsub() as bus, raw_client(first.http, token("ann")) as ann, raw_client(second.http, token("bob")) as bob:
         await bus.ssubscribe(push_channel("r1"))
         assert await bus.get_message(timeout=5)

@@ -433,7 +433,7 @@ async def test_control_messages_reach_the_viewer_in_the_room_alone(node: Node, e
         for one in (ann, bob):
             await one.subscribe("room:r1")
         await engines.streams.control({"do": "disconnect", "user": "ann", "room": "elsewhere", "code": "3507"})
-        await engines.fanout.publish("jishi:control", b"nonsense")
+        await engines.fanout.spublish("jishi:control", b"nonsense")
         await engines.streams.control({"do": "unsubscribe", "user": "ann", "room": "r1"})
         await wait_until(lambda: ann.pushes)
         assert ann.pushes == [{"channel": "room:r1", "unsubscribe": {"code": 2000, "reason": "unsubscribed by the server"}}]

@@ -14,7 +14,7 @@ from app.protocol.events import NoticePinned
 from app.storage.intake import find_waiting, outbox_key, register_room
 from app.storage.redis import engine_now_ms
 from app.storage.work import Engines, Work
-from app.worker import BACK_OFF_S_MAX, LEASE_PREFIX, WORKERS_KEY, Loop, RoomLeases, announce, pause_s, run_loops, take_in
+from app.worker import BACK_OFF_S_MAX, WORKERS_KEY, Loop, RoomLeases, announce, lease_key, pause_s, run_loops, take_in
 from tests.support.waiting import wait_until
 
 
@@ -112,7 +112,7 @@ async def test_a_room_in_trouble_holds_up_no_other(engines: Engines) -> None:
 
 
 async def test_the_metrics_tell_how_far_sql_lags(engines: Engines) -> None:
-    now_ms = await engine_now_ms(engines.sales)
+    now_ms = await engine_now_ms(engines.sales, "k")
     for number, room in enumerate(("old", "new", "idle")):
         await register_room(engines, room)
         for _ in range(2 - number):
@@ -176,12 +176,12 @@ async def test_a_worker_takes_over_the_rooms_of_one_that_was_killed(engines: Eng
     rooms = [f"room{number}" for number in range(10)]
     had, _ = await _look(engines, [killed, other], rooms)
     assert had
-    for key in (WORKERS_KEY, *(LEASE_PREFIX + room for room in had)):
+    for key in (WORKERS_KEY, *(lease_key(room) for room in had)):
         left_ms = await engines.sales.pttl(key) if key != WORKERS_KEY else int(await engines.sales.zscore(key, "killed") or 0)
-        bound_ms = engines.settings.room_lease_s * 750 if key != WORKERS_KEY else await engine_now_ms(engines.sales) + 5000
+        bound_ms = engines.settings.room_lease_s * 750 if key != WORKERS_KEY else await engine_now_ms(engines.sales, "k") + 5000
         assert 0 < left_ms <= bound_ms
     await engines.sales.zrem(WORKERS_KEY, "killed")
-    await engines.sales.delete(*[LEASE_PREFIX + room for room in had])
+    await engines.sales.delete(*[lease_key(room) for room in had])
     assert await _look(engines, [other], rooms) == [rooms]
 
 

@@ -1,11 +1,9 @@
 """The fixtures give empty, real engines to every test."""
 
-import asyncio
-
 import pytest
+from redis.exceptions import ResponseError
 
 from app.storage.intake import forget_room, list_rooms, register_room
-from app.storage.redis import CONNECTIONS_MAX
 from app.storage.tables import DeadLetter
 from app.storage.work import Engines
 from tests.support.runtime import TestRuntime
@@ -34,8 +32,29 @@ async def test_a_read_only_view_refuses_to_write(engines: Engines, runtime: Test
             await session.flush()
 
 
-async def test_more_calls_than_connections_wait_for_each_other(engines: Engines) -> None:
-    assert await asyncio.gather(*(engines.sales.ping() for _ in range(CONNECTIONS_MAX * 4))) == [True] * CONNECTIONS_MAX * 4
+async def test_a_pipeline_brings_each_answer_as_its_own_command_would(engines: Engines) -> None:
+    async with engines.sales.pipeline(transaction=True) as pipeline:
+        pipeline.hset("{a}:h", mapping={"x": 1})
+        pipeline.hgetall("{a}:h")
+        pipeline.zadd("{a}:z", {"m": 1.5})
+        pipeline.zrange("{a}:z", 0, -1, withscores=True)
+        assert await pipeline.execute() == [1, {b"x": b"1"}, 1, [(b"m", 1.5)]]
+    async with engines.sales.pipeline(transaction=False) as pipeline:
+        pipeline.get("{a}:none").incr("{a}:h").get("{b}:none")
+        with pytest.raises(ResponseError, match="WRONGTYPE"):
+            await pipeline.execute()
+        pipeline.get("{a}:none").incr("{a}:h").exists("{a}:h")
+        none, failure, one = await pipeline.execute(raise_on_error=False)
+        assert (none, type(failure), one) == (None, ResponseError, 1)
+        assert await pipeline.execute() == []
+
+
+async def test_one_bad_command_undoes_its_transaction(engines: Engines) -> None:
+    async with engines.sales.pipeline(transaction=True) as pipeline:
+        pipeline.set("{a}:n", 1).execute_command("NOSUCH", "{a}:n")
+        with pytest.raises(ResponseError):
+            await pipeline.execute()
+    assert await engines.sales.get("{a}:n") is None
 
 
 async def test_a_room_that_somebody_has_a_claim_on_stays_on_the_list(engines: Engines) -> None:

@@ -5,6 +5,7 @@ import ssl
 from pathlib import Path
 
 import pytest
+from redis.asyncio.connection import parse_url
 from redis.exceptions import ConnectionError as EngineConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 from redis.exceptions import TimeoutError as EngineTimeoutError
@@ -62,7 +63,7 @@ async def test_a_script_that_the_engine_forgot_is_sent_again(engines: Engines, t
 
 async def test_a_cut_line_fails_all_who_wait_and_opens_again(engines: Engines, servers: Servers) -> None:
     async with faulty_proxy(servers.valkey.socket_path) as proxy:
-        line = EngineLine(proxy.url)
+        line = EngineLine(parse_url(proxy.url))
         await line.call(("PING",))
         proxy.mode = "cut_request"
         failures = await asyncio.gather(*[line.call(("PING",)) for _ in range(20)], return_exceptions=True)
@@ -76,7 +77,7 @@ async def test_a_cut_line_fails_all_who_wait_and_opens_again(engines: Engines, s
 
 async def test_a_request_whose_reply_was_lost_is_asked_again(engines: Engines, servers: Servers) -> None:
     async with faulty_proxy(servers.valkey.socket_path) as proxy:
-        line = EngineLine(proxy.url)
+        line = EngineLine(parse_url(proxy.url))
         await line.call(("PING",))
         proxy.mode, proxy.only, proxy.cuts_max = "cut_reply", b"incr", 2
         assert await line.call(("INCR", "n")) == 3, "done each time: whoever calls must bear it"
@@ -87,7 +88,7 @@ async def test_a_deaf_engine_is_given_up(engines: Engines, servers: Servers, mon
     monkeypatch.setattr(resp, "ANSWER_S_MAX", 0.2)
     monkeypatch.setattr(resp, "CONNECT_S_MAX", 0.2)
     async with deaf_line(servers.valkey.socket_path) as deaf:
-        line = EngineLine(deaf.url)
+        line = EngineLine(parse_url(deaf.url))
         await line.call(("PING",))
         deaf.deafen()
         with pytest.raises((EngineTimeoutError, EngineConnectionError)):
@@ -98,7 +99,7 @@ async def test_a_deaf_engine_is_given_up(engines: Engines, servers: Servers, mon
 
 
 async def test_nobody_there(engines: Engines) -> None:
-    line = EngineLine("redis://127.0.0.1:1")
+    line = EngineLine(parse_url("redis://127.0.0.1:1"))
     failures = await asyncio.gather(*[line.call(("PING",)) for _ in range(3)], return_exceptions=True)
     assert [type(failure) for failure in failures] == [EngineConnectionError] * 3
     await line.aclose()
@@ -107,7 +108,7 @@ async def test_nobody_there(engines: Engines) -> None:
 async def test_closing_fails_who_waits(engines: Engines, servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resp, "RETRIES_MAX", 0)
     async with deaf_line(servers.valkey.socket_path) as deaf:
-        line = EngineLine(deaf.url)
+        line = EngineLine(parse_url(deaf.url))
         await line.call(("PING",))
         deaf.deafen()
         waiting = asyncio.ensure_future(line.call_all([("PING",), ("PING",)]))
@@ -128,10 +129,10 @@ async def test_more_than_may_wait_is_refused(engines: Engines, monkeypatch: pyte
 async def test_password_and_database(engines: Engines, servers: Servers) -> None:
     await engines.sales.config_set("requirepass", "a secret")
     try:
-        stranger = EngineLine(servers.valkey.url)
+        stranger = EngineLine(parse_url(servers.valkey.url))
         with pytest.raises(ResponseError, match="NOAUTH"):
             await stranger.call(("PING",))
-        line = EngineLine(f"{servers.valkey.url}?password=a%20secret&db=3")
+        line = EngineLine(parse_url(f"{servers.valkey.url}?password=a%20secret&db=3"))
         assert b" db=3 " in await line.call(("CLIENT", "INFO"))
         await line.aclose()
         await stranger.aclose()
@@ -146,7 +147,7 @@ async def test_over_tcp_with_tls(engines: Engines, servers: Servers, tmp_path: P
     async with faulty_proxy(servers.valkey.socket_path) as proxy:
         server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0, ssl=context)
         address = f"rediss://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        line, distrustful = EngineLine(f"{address}?ssl_ca_certs={certificates.certificate}"), EngineLine(address)
+        line, distrustful = EngineLine(parse_url(f"{address}?ssl_ca_certs={certificates.certificate}")), EngineLine(parse_url(address))
         assert await line.call(("ECHO", "safe")) == b"safe"
         with pytest.raises(EngineConnectionError, match="SSLCertVerificationError"):
             await distrustful.call(("PING",))

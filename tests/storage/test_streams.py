@@ -70,7 +70,7 @@ async def test_once_publishes_once_and_tells_the_first_offset(streams: Streams) 
 
 
 async def test_nodes_get_one_message_a_call_in_the_order_of_offsets(engines: Engines, streams: Streams) -> None:
-    client = blocking_client(engines.settings.redis_url)
+    client = blocking_client(engines.fanout.line.options)
     async with client.pubsub() as pubsub:
         await pubsub.ssubscribe(push_channel("r"))
         assert await pubsub.get_message(timeout=5) is not None
@@ -146,7 +146,7 @@ async def test_everything_of_a_channel_expires_some_day(engines: Engines, stream
 
 async def bus_messages(engines: Engines, tag: str, do: Awaitable[Any]) -> list[list[Delivered]]:
     """What nodes are sent while something is done, message by message."""
-    client = blocking_client(engines.settings.redis_url)
+    client = blocking_client(engines.fanout.line.options)
     async with client.pubsub() as pubsub:
         await pubsub.ssubscribe(push_channel(tag), push_channel("end"))
         assert [await pubsub.get_message(timeout=5) for _ in range(2)]

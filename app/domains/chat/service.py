@@ -48,6 +48,7 @@ from app.protocol.events import (
     decode_event,
     encode_event,
 )
+from app.storage.gathering import gather_each, raise_first
 from app.storage.streams import Delivered
 from app.storage.work import Engines, Work
 
@@ -404,9 +405,12 @@ async def list_words(session: AsyncSession, room_id: str) -> list[str]:
 
 async def archive_chat(engines: Engines) -> None:
     """Worker loop: from the archive streams to SQL."""
-    for room_id in await store.list_rooms(engines):
+
+    async def one(room_id: str) -> None:
         if not await archive_room(engines, room_id):
             await store.leave_out_idle_room(engines, room_id)
+
+    raise_first(await gather_each(await store.list_rooms(engines), one))
 
 
 async def archive_room(engines: Engines, room_id: str) -> int:

@@ -176,7 +176,7 @@ async def forget_mirrors(engines: Engines) -> None:
 async def read_said(engines: Engines, room_id: str) -> tuple[int, dict[str, int]]:
     """The engine's time and the counter's fields (`second`, `count`, `before`)."""
     raw = cast("dict[bytes, bytes]", await engines.fanout.hgetall(_key(room_id, "said")))
-    now_ms = engines.runtime.script_now_ms() or await engine_now_ms(engines.fanout)
+    now_ms = engines.runtime.script_now_ms() or await engine_now_ms(engines.fanout, _key(room_id, "said"))
     return now_ms, {name.decode(): int(value) for name, value in raw.items()}
 
 

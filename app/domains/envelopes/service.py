@@ -42,7 +42,6 @@ from app.protocol.events import EnvelopeOpened, EnvelopeUpdated, ShareOpened
 from app.protocol.views import EnvelopeView
 from app.storage.intake import OutboxEntry, take_in_room
 from app.storage.life import being_renewed
-from app.storage.redis import engine_now_ms
 from app.storage.work import Engines, Work
 
 log = structlog.get_logger()
@@ -104,7 +103,7 @@ async def open_envelope(work: Work, draft: EnvelopeDraft, *, room_id: str, sessi
         settled_at=None,
         opened_by=by,
         opened_at=work.now,
-        expires_at=datetime.fromtimestamp((await _now_ms(work.engines) + draft.ttl_s * 1000) / 1000, UTC),
+        expires_at=datetime.fromtimestamp((await work.engines.sales_now_ms(room_id) + draft.ttl_s * 1000) / 1000, UTC),
     )
     await _fund(work, envelope)
     await store.insert_envelope(work.session, envelope, shares)
@@ -143,11 +142,6 @@ async def _fund(work: Work, envelope: Envelope) -> None:
         raise AppError(INSUFFICIENT_FUNDS, "the room's account holds less than this envelope: book a deposit first")
 
 
-async def _now_ms(engines: Engines) -> int:
-    """The clock that will decide the deadline."""
-    return engines.runtime.script_now_ms() or await engine_now_ms(engines.sales)
-
-
 async def on_envelope_opened(work: Work, room_id: str, events: list[EnvelopeOpened]) -> None:
     """Makes the shares grabbable before viewers hear of them."""
     await inventory.open_room(work, room_id)
@@ -157,7 +151,7 @@ async def on_envelope_opened(work: Work, room_id: str, events: list[EnvelopeOpen
 
 async def renew_room(work: Work, room_id: str, life: str) -> bool:
     """Compares the envelopes of a closed room, whose outbox is read to the end, with SQL. False: the engine has restarted once more."""
-    engines, now_ms = work.engines, await _now_ms(work.engines)
+    engines, now_ms = work.engines, await work.engines.sales_now_ms(room_id)
     since = datetime.fromtimestamp(now_ms / 1000 - engines.settings.hot_keys_ttl_s, UTC)
     for envelope in await store.lock_remembered(work.session, room_id, since):
         if envelope.state == "open" and not envelope.remaining:  # the word that it is emptied was in what is lost
@@ -178,7 +172,7 @@ async def _load(engines: Engines, session: AsyncSession, envelope_id: str) -> bo
     envelope = await store.fetch_envelope(session, envelope_id)
     if envelope is None or envelope.state != "open":
         return False
-    await store.load_engine(engines, envelope, await store.list_shares(session, envelope_id), await _now_ms(engines))
+    await store.load_engine(engines, envelope, await store.list_shares(session, envelope_id), await engines.sales_now_ms(envelope.room_id))
     return True
 
 
@@ -327,7 +321,7 @@ async def close_envelope(engines: Engines, envelope_id: str, *, actor: str = "")
 async def end_due_envelopes(engines: Engines) -> None:
     """A loop of the worker: closes what has run out, and tells rooms what the once-a-second rule kept back."""
     async with engines.sql.read() as session:
-        due = await store.list_due(session, datetime.fromtimestamp(await _now_ms(engines) / 1000, UTC), SWEEP_MAX)
+        due = await store.list_due(session, datetime.fromtimestamp(await engines.sales_now_ms() / 1000, UTC), SWEEP_MAX)
         unshown = await store.list_unshown(session, engines.runtime.now(), SWEEP_MAX)
     for envelope_id in due:
         await close_envelope(engines, envelope_id)

@@ -13,10 +13,10 @@ Invariants
 - Ids of the outbox never go back, also when the engine's clock did: the mark would skip them.
 """
 
-import asyncio
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import structlog
 from msgspec import Struct
@@ -30,13 +30,12 @@ from app.domains.inventory import store
 from app.domains.inventory.rules import Known, Rebuilt, Record, SessionState, Survivors, further, rebuild
 from app.protocol.channels import room_channel, staff_channel
 from app.protocol.events import AlertRaised, SalesFrozen, SalesReopened, encode_event
+from app.storage.gathering import gather_each, raise_first
 from app.storage.intake import OutboxEntry, is_before, lock_mark, register_rooms, take_in_room
-from app.storage.redis import engine_now_ms
 from app.storage.work import Engines, Work
 
 PART_MEMBERS = 500  # of one script call: a room with a hundred thousand orders must not stop the engine for all others
 DRAIN_BATCHES_MAX = 10_000
-ROOMS_AT_ONCE = 8
 
 log = structlog.get_logger()
 
@@ -124,16 +123,7 @@ async def rebuild_room(engines: Engines, room_id: str) -> Renewal | None:
 async def renew_rooms(engines: Engines) -> None:
     """One pass of the worker: the rooms that its sweep found closed."""
     rooms, engines.local["closed_rooms"] = sorted(engines.local.get("closed_rooms", ())), set[str]()
-    at_once = asyncio.Semaphore(ROOMS_AT_ONCE)
-
-    async def one(room_id: str) -> None:
-        async with at_once:
-            await renew_room(engines, room_id)
-
-    results = await asyncio.gather(*[one(room) for room in rooms], return_exceptions=True)
-    failures = [result for result in results if isinstance(result, BaseException)]
-    if failures:
-        raise failures[0]  # after the other rooms had their turn; the sweep finds the room again
+    raise_first(await gather_each(rooms, partial(renew_room, engines)))  # the sweep finds again what failed
 
 
 async def recall_rooms(engines: Engines) -> None:
@@ -172,7 +162,7 @@ async def _renew(work: Work, room_id: str) -> Renewal | None:
             return None
     survivors = await store.read_survivors(engines, room_id)
     known, members = await _find_known(work, room_id, survivors, is_cut=is_cut)
-    rebuilt = rebuild(survivors, known, await _now_ms(engines))
+    rebuilt = rebuild(survivors, known, await engines.sales_now_ms(room_id))
     is_lost = rebuilt.is_lost or seen.was_lost or (had_sales and seen.is_doubtful)
     is_told = had_sales and (bool(seen.opened_by) or is_lost)
     if is_told:
@@ -207,7 +197,7 @@ async def _find_known(work: Work, room_id: str, survivors: Survivors, *, is_cut:
     for read in engines.registry.standing_holds:
         for hold_id, record in (await read(session, room_id, sorted(terms.keys() | survivors.offers.keys()))).items():
             standing[hold_id] = further(standing[hold_id], record) if hold_id in standing else record
-    noted = await store.list_noted(session, room_id, datetime.fromtimestamp(await _now_ms(engines) / 1000, UTC))
+    noted = await store.list_noted(session, room_id, datetime.fromtimestamp(await engines.sales_now_ms(room_id) / 1000, UTC))
     members = [{"act": "session", "id": name, "state": state} for name, state in sessions.items() if state in set(SessionState)]
     waits = await store.list_waits(session, room_id)
     return Known(terms=terms, sessions=dict(sessions), standing=standing, noted=noted, waits=waits, is_cut=is_cut), members
@@ -236,11 +226,6 @@ async def _members_of_sql(work: Work, room_id: str) -> list[store.Member]:
     open_ones = {name: state for name, state in sessions.items() if state in set(SessionState)}
     offers = await catalogue.list_offers_of(work.session, [name for name, state in sessions.items() if state != SessionState.ENDED], ())
     return [*({"act": "session", "id": name, "state": state} for name, state in open_ones.items()), *map(offer_member, offers)]
-
-
-async def _now_ms(engines: Engines) -> int:
-    """The clock that decides deadlines."""
-    return engines.runtime.script_now_ms() or await engine_now_ms(engines.sales)
 
 
 # --- who hears of it -----------------------------------------------------------------------------------------------------------------

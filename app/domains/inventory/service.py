@@ -6,6 +6,7 @@ Other domains move holds only by these functions. Sales go on while a session is
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import structlog
@@ -52,6 +53,7 @@ from app.protocol.events import (
     encode_event,
 )
 from app.protocol.order_commands import CancelOutcome
+from app.storage.gathering import gather_each, raise_first
 from app.storage.intake import OutboxEntry, forget_room, list_rooms, register_room
 from app.storage.streams import Publication
 from app.storage.work import Engines, Work
@@ -256,16 +258,19 @@ async def _move(engines: Engines, hold_id: str, **member: Any) -> MoveAnswer:
 
 async def expire_sales(engines: Engines) -> None:
     """One pass of the worker: in every room, end what has run out, in bounded batches. Rooms that are closed are left to `renew_rooms`."""
-    for room_id in await list_rooms(engines):
-        for _ in range(SWEEPS_MAX):
-            done = await store.sweep_room(engines, room_id)
-            if done.closed:
-                engines.local.setdefault("closed_rooms", set[str]()).add(room_id)
-                break
-            if max(done.settled, done.forgotten) < engines.settings.expiry_batch_max:
-                if done.empty:
-                    await forget_room(engines, room_id)
-                break
+    raise_first(await gather_each(await list_rooms(engines), partial(_expire_in_room, engines)))
+
+
+async def _expire_in_room(engines: Engines, room_id: str) -> None:
+    for _ in range(SWEEPS_MAX):
+        done = await store.sweep_room(engines, room_id)
+        if done.closed:
+            engines.local.setdefault("closed_rooms", set[str]()).add(room_id)
+            return
+        if max(done.settled, done.forgotten) < engines.settings.expiry_batch_max:
+            if done.empty:
+                await forget_room(engines, room_id)
+            return
 
 
 async def forget_hold_notes(engines: Engines) -> None:

@@ -56,18 +56,12 @@ from app.protocol.events import DrawCancelled, DrawClosed, DrawDrawn, DrawOpened
 from app.protocol.views import DrawView, Winner
 from app.storage.intake import OutboxEntry, take_in_room
 from app.storage.life import being_renewed
-from app.storage.redis import engine_now_ms
 from app.storage.work import Engines, Work
 
 log = structlog.get_logger()
 
 SWEEP_MAX = 50  # draws that one pass of the worker's loop looks at, of each kind
 TAKE_IN_ROUNDS_MAX = 20
-
-
-async def _now_ms(engines: Engines) -> int:
-    """The clock that will decide the deadline."""
-    return engines.runtime.script_now_ms() or await engine_now_ms(engines.sales)
 
 
 # --- opening --------------------------------------------------------------------------------------------------------------------------
@@ -136,7 +130,7 @@ async def _open(work: Work, draw_id: str, prizes: Sequence[DrawPrize], draft: Dr
     draw.seed, draw.salt, draw.commitment = seed.hex(), salt.hex(), sha256_hex(seed)
     draw.state, draw.opened_at = "open", work.now
     if draft.duration_s is not None:
-        draw.closes_at = datetime.fromtimestamp((await _now_ms(work.engines) + draft.duration_s * 1000) / 1000, UTC)
+        draw.closes_at = datetime.fromtimestamp((await work.engines.sales_now_ms(draw.room_id) + draft.duration_s * 1000) / 1000, UTC)
     rules = canonical_json(rules_object(draw, prizes, salt_hash=sha256_hex(salt)))
     draw.rules_json, draw.rules_hash = rules.decode(), sha256_hex(rules)
     work.emit(draw.room_id, [room_channel(draw.room_id)], DrawOpened(at=work.at, draw=draw_view(draw, prizes)))
@@ -186,7 +180,7 @@ async def renew_room(work: Work, room_id: str, life: str) -> bool:
 
     A draw that was being prepared is given up: what it had set aside may be gone, and nobody has heard of it.
     """
-    engines, now_ms = work.engines, await _now_ms(work.engines)
+    engines, now_ms = work.engines, await work.engines.sales_now_ms(room_id)
     since = datetime.fromtimestamp(now_ms / 1000 - engines.settings.hot_keys_ttl_s, UTC)
     for draw in await store.lock_remembered(work.session, room_id, since):
         if draw.state == "preparing":
@@ -207,7 +201,7 @@ async def _load(engines: Engines, session: AsyncSession, draw_id: str) -> bool:
     draw = await store.fetch_draw(session, draw_id)
     if draw is None or draw.state != "open":
         return False
-    await store.load_engine(engines, draw, await store.list_viewers(session, draw_id), await _now_ms(engines))
+    await store.load_engine(engines, draw, await store.list_viewers(session, draw_id), await engines.sales_now_ms(draw.room_id))
     return True
 
 
@@ -448,7 +442,7 @@ async def _close_engine(engines: Engines, draw_id: str, *, actor: str = "", reas
 
 async def close_due_draws(engines: Engines) -> None:
     """A loop of the worker: closes what is due, delivers prizes, clears up openings that were cut off."""
-    now_ms = await _now_ms(engines)
+    now_ms = await engines.sales_now_ms()
     async with engines.sql.read() as session:
         due = await store.list_due(session, datetime.fromtimestamp(now_ms / 1000, UTC), SWEEP_MAX)
         unsettled = await store.list_unsettled(session, engines.runtime.now(), SWEEP_MAX)

@@ -29,7 +29,6 @@ from app.protocol.events import AlertRaised, OrderChanged, OrderPaid, OrderPlace
 from app.protocol.order_commands import OrderCancelled, OrderPage, OrderPlace, OrderPlaced, OrderView, PlaceOutcome
 from app.rest.pages import decode_moment_cursor, encode_moment_cursor
 from app.storage.intake import OutboxEntry
-from app.storage.redis import engine_now_ms
 from app.storage.work import Engines, Work
 
 ANNOUNCED_PER_BATCH_MAX = 5  # purchases named in the room: it is for the mood, and the stage lane is never shed
@@ -80,7 +79,7 @@ async def find_order(engines: Engines, order_id: str, viewer_id: str | None = No
     async with engines.sql.read() as session:
         row = await store.fetch_order(session, order_id)
     hold = await inventory.read_hold(engines, order_id) if row is None or row.state in {OrderState.PLACED, OrderState.EXPIRED} else None
-    now_ms = engines.runtime.script_now_ms() or await engine_now_ms(engines.sales)
+    now_ms = await engines.sales_now_ms(room_id)
     state = state_of_hold(hold.state, overdue=hold.deadline <= now_ms) if hold and hold.placed else None
     if row is not None:
         mine = viewer_id is None or row.viewer_id == viewer_id

@@ -25,7 +25,7 @@ from app.protocol.codes import TOO_MANY_REQUESTS, UNKNOWN_CHANNEL
 from app.protocol.events import Event, Pulse, SessionArchived, SessionEnded, SessionWentLive, encode_event
 from app.protocol.views import OfferView, RoomView, SessionView, UpcomingView
 from app.storage import presence
-from app.storage.redis import engine_now_ms
+from app.storage.gathering import gather_each, raise_first
 from app.storage.work import Engines, Work
 
 AIR_CACHE_MS = 1000  # how long a process may believe that a session is, or is not, on air
@@ -229,7 +229,7 @@ async def pin_part(engines: Engines, room_id: str) -> str | None:
 
 async def read_clock(engines: Engines, room_id: str) -> str:
     """The sales engine's clock, which decides windows and deadlines: by it, and not by their own, clients count down."""
-    return at_text(engines.runtime.script_now_ms() or await engine_now_ms(engines.sales))
+    return at_text(await engines.sales_now_ms(room_id))
 
 
 async def read_likes(engines: Engines, room_id: str) -> int:
@@ -258,18 +258,13 @@ async def pulse_rooms(engines: Engines) -> None:
     """One pulse for each room on air, by whichever worker comes first. Called once a second."""
     async with engines.sql.read() as session:
         shows = await store.list_on_air(session, PULSE_ROOMS_MAX)
-    at_once = asyncio.Semaphore(READS_AT_ONCE)
 
     async def one(show: ShowSession) -> None:
-        async with at_once:
-            if await store.claim_pulse(engines.fanout, show.room_id, PULSE_CLAIM_MS):
-                await store.restore_on_air(engines.fanout, show.room_id, (SessionState(show.state), show.id))
-                await pulse_room(engines, show.room_id)
+        if await store.claim_pulse(engines.fanout, show.room_id, PULSE_CLAIM_MS):
+            await store.restore_on_air(engines.fanout, show.room_id, (SessionState(show.state), show.id))
+            await pulse_room(engines, show.room_id)
 
-    results = await asyncio.gather(*[one(show) for show in shows], return_exceptions=True)
-    failures = [result for result in results if isinstance(result, BaseException)]
-    if failures:
-        raise failures[0]  # after the other rooms had their turn
+    raise_first(await gather_each(shows, one, at_once=READS_AT_ONCE))
 
 
 async def pulse_room(engines: Engines, room_id: str) -> Pulse | None:

@@ -23,7 +23,7 @@ from app.domains.rooms.tables import Cue, ShowSession
 from app.protocol.channels import room_channel, staff_channel
 from app.protocol.codes import BAD_REQUEST, CONFLICT, LIMIT_EXCEEDED, NOT_FOUND
 from app.protocol.events import CueAdvanced, OfferListed, OfferPinned, OfferUpdated, OfferWithdrawn
-from app.storage.redis import engine_now_ms
+from app.storage.gathering import gather_each, raise_first
 from app.storage.work import Engines, Work
 
 STEPS_AT_ONCE_MAX = 100  # offers whose price steps one pass of the worker takes
@@ -56,12 +56,15 @@ async def reprice_offer(work: Work, offer_id: str, price_minor: int, by: str, *,
 
 async def take_price_steps(engines: Engines) -> None:
     """One pass of the worker. The scripts sell at a step's price from its moment on; here it becomes the offer's and viewers are told."""
-    now_ms = engines.runtime.script_now_ms() or await engine_now_ms(engines.sales)
+    now_ms = await engines.sales_now_ms()
     async with engines.sql.read() as session:
         due = await catalogue.list_due_steps(session, now_ms, STEPS_AT_ONCE_MAX)
-    for offer_id in due:
+
+    async def one(offer_id: str) -> None:
         async with engines.work() as work:
             await _take_steps(work, offer_id, now_ms)
+
+    raise_first(await gather_each(due, one))
 
 
 async def _take_steps(work: Work, offer_id: str, now_ms: int) -> None:

@@ -331,7 +331,7 @@ async def test_draws_and_envelopes_are_in_the_report_and_prizes_are_no_sales(sho
 
 
 async def test_figures_are_pushed_to_the_team_once_in_two_seconds(show: Show) -> None:
-    client = blocking_client(show.engines.settings.redis_url)
+    client = blocking_client(show.engines.fanout.line.options)
     async with client, client.pubsub() as subscriber:
         await subscriber.ssubscribe(push_channel(show.id))
         await subscriber.get_message(timeout=5)

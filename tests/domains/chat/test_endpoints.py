@@ -143,9 +143,9 @@ async def test_the_history_of_a_room_that_is_not_there_leaves_nothing_in_the_eng
 
 
 async def test_a_viewer_is_disconnected_from_one_room_on_every_node(client: httpx2.AsyncClient, engines: Engines, room: OpenRoom) -> None:
-    listener = blocking_client(engines.settings.redis_url)
+    listener = blocking_client(engines.fanout.line.options)
     async with listener.pubsub() as bus:
-        await bus.subscribe(CONTROL_CHANNEL)
+        await bus.ssubscribe(CONTROL_CHANNEL)
         assert await bus.get_message(timeout=5)
         headers = as_(engines, "mod", f"moderator@{room.room_id}")
         assert (await client.post(f"/api/v1/rooms/{room.room_id}/viewers/ann/disconnect", headers=headers)).status_code == 204

@@ -175,9 +175,9 @@ async def test_a_repeated_moderation_key_has_no_second_effect(room: Room) -> Non
 
 @pytest.fixture
 async def control(engines: Engines) -> AsyncGenerator[Any]:
-    client = blocking_client(engines.settings.redis_url)
+    client = blocking_client(engines.fanout.line.options)
     async with client, client.pubsub() as subscriber:
-        await subscriber.subscribe(CONTROL_CHANNEL)
+        await subscriber.ssubscribe(CONTROL_CHANNEL)
         await subscriber.get_message(timeout=5)
         yield subscriber
 

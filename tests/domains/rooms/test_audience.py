@@ -209,7 +209,7 @@ async def test_the_limiter_is_bounded(engines: Engines, monkeypatch: pytest.Monk
 
 @contextlib.asynccontextmanager
 async def listening(engines: Engines, room_id: str):
-    client = blocking_client(engines.settings.redis_url)
+    client = blocking_client(engines.fanout.line.options)
     pubsub = client.pubsub()
     await pubsub.execute_command("SSUBSCRIBE", push_channel(room_id))
     await pubsub.parse_response()
