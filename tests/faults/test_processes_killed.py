@@ -22,6 +22,7 @@ from app.storage.announcements import announce_room
 from app.storage.tables import DeadLetter
 from app.storage.work import Engines
 from loadtests.torture.crowd import ADDRESS
+from loadtests.torture.journal import Journal
 from loadtests.torture.line import Line, Tally
 from tests.faults.processes import start_taking_in, start_web
 from tests.support.auditor.ledger import audit_ledger
@@ -74,7 +75,7 @@ async def test_a_process_killed_at_any_boundary_leaves_each_order_once(engines: 
 async def test_a_killed_web_process_takes_back_nothing_that_it_said(engines: Engines, settings: Settings, tmp_path: Path) -> None:
     """At whatever instant: what was acknowledged exists, and the same key gets the same answer from the next process."""
     room = await open_room(engines, offers=[("Tea", 500, 5000)])
-    tally, answers = Tally(), dict[str, dict[str, Any]]()
+    tally, journal, answers = Tally(), Journal(tmp_path / "journal"), dict[str, dict[str, Any]]()
 
     async def buy(line: Line, name: str) -> None:
         for turn in range(TURNS):
@@ -84,7 +85,7 @@ async def test_a_killed_web_process_takes_back_nothing_that_it_said(engines: Eng
             answers[key] = {"hold": held["hold"], "expires_at": held["expires_at"], "pay_by": placed["pay_by"]}
 
     async with _web_processes(settings, tmp_path / "web.log") as (url, kill):
-        lines = {f"v{number}": _line(url, settings, f"v{number}", tally) for number in range(VIEWERS)}
+        lines = {f"v{number}": _line(url, settings, f"v{number}", tally, journal) for number in range(VIEWERS)}
         buyers = [asyncio.create_task(buy(line, name)) for name, line in lines.items()]
         for number in range(1, KILLS + 1):
             await wait_until(lambda number=number: tally.answered >= number * VIEWERS * TURNS * 2 // (KILLS + 1), within_s=60)
@@ -99,14 +100,15 @@ async def test_a_killed_web_process_takes_back_nothing_that_it_said(engines: Eng
             assert {"hold": held["hold"], "expires_at": held["expires_at"], "pay_by": placed["pay_by"]} == said
         for line in lines.values():
             await line.close()
+    journal.close()
     stock = (await inventory.read_stock(engines, room.room_id))[room.offer_ids[0]]
     assert (stock.ordered, stock.available) == (VIEWERS * TURNS, 5000 - VIEWERS * TURNS)
     assert await audit_stock(engines, [room.room_id], after_intake=False) == []
 
 
-def _line(url: str, settings: Settings, name: str, tally: Tally) -> Line:
+def _line(url: str, settings: Settings, name: str, tally: Tally, journal: Journal) -> Line:
     token = jwt.encode({"sub": name, "exp": int(time.time()) + 600}, settings.secret_bytes, algorithm="HS256")
-    return Line(url, token, tally, random.Random(name), lambda _: None)
+    return Line(url, name, token, tally, journal, random.Random(name), lambda _: None)
 
 
 @asynccontextmanager
