@@ -19,11 +19,12 @@ from tests.support.auditor.ledger import audit_ledger
 from tests.support.auditor.stock import audit_stock
 from tests.support.waiting import wait_until
 
+ENVIRONMENT = {"JISHI_PAYMENT_TTL_S": "20", "JISHI_HOLD_TTL_S": "20", "JISHI_SANDBOX_PAYMENT_DELAY_MS": "100", "JISHI_DRAIN_S": "1"}
+
 
 @pytest.fixture(scope="module")
 def product() -> Generator[Product]:
-    environment = {"JISHI_PAYMENT_TTL_S": "20", "JISHI_HOLD_TTL_S": "20", "JISHI_SANDBOX_PAYMENT_DELAY_MS": "100", "JISHI_DRAIN_S": "1"}
-    with running_product(web=2, environment=environment) as product:
+    with running_product(web=2, environment=ENVIRONMENT) as product:
         yield product
 
 

@@ -1,7 +1,7 @@
 """One show from schedule to report, through real sockets and REST: the happy path as living documentation."""
 
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Generator
+from contextlib import AsyncExitStack, ExitStack
 from typing import Any
 
 import pytest
@@ -11,12 +11,21 @@ from app.demo.__main__ import Signer, websocket_url
 from app.demo.team import Refused, Team
 from app.demo.viewers import Viewer
 from app.storage.work import Engines
-from loadtests.product import Product
-from tests.journeys.conftest import assert_books
+from loadtests.product import Product, running_product
+from tests.journeys.conftest import ENVIRONMENT, assert_books
 from tests.support.clients import RawClient, raw_client
+from tests.support.cluster import running_cluster
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("product")]
+
+
+@pytest.fixture(scope="module", params=["one engine", "cluster"])
+def product(request: pytest.FixtureRequest) -> Generator[Product]:
+    """The whole of it once more on three shards."""
+    with ExitStack() as stack:
+        own = {} if request.param == "one engine" else {"REDIS_URL": stack.enter_context(running_cluster()).url}
+        yield stack.enter_context(running_product(web=2, environment=ENVIRONMENT | own))
 
 
 class Watching(SubscriptionEventHandler):
