@@ -17,9 +17,9 @@ from app.domains.envelopes.rules import SHOWN_EVERY_MS, CommittedShare
 from app.domains.envelopes.tables import Envelope, EnvelopeShare
 from app.storage.due import ENGINE_NOW, NOW, Condition, Time
 from app.storage.intake import outbox_key, register_room
-from app.storage.life import LIFE, room_key
+from app.storage.life import LIFE, list_open_of, room_key
 from app.storage.redis import Script
-from app.storage.work import Engines, is_away
+from app.storage.work import Engines
 
 _HERE = Path(__file__).parent
 _load = Script(_HERE / "load.lua", after=(LIFE,))
@@ -78,21 +78,12 @@ async def grab_batch(engines: Engines, room_id: str, grabs: Sequence[Grab]) -> l
     ]
     if all(answer.word != "frozen" for answer in grabbed):
         return grabbed
-    open_ones = await _list_open_of(engines, list(numbers))  # only these will be there again when the room is renewed
+    query = select(Envelope.id).where(Envelope.id.in_(numbers), Envelope.state == "open")
+    open_ones = await list_open_of(engines, list(numbers), query)
     return [
         answer._replace(word="missing") if answer.word == "frozen" and grab.envelope_id not in open_ones else answer
         for grab, answer in zip(grabs, grabbed, strict=True)
     ]
-
-
-async def _list_open_of(engines: Engines, envelope_ids: Sequence[str]) -> Sequence[str]:
-    try:
-        async with engines.sql.read() as session:
-            return (await session.scalars(select(Envelope.id).where(Envelope.id.in_(envelope_ids), Envelope.state == "open"))).all()
-    except Exception as failure:  # SQL is away as well
-        if is_away(failure):
-            return envelope_ids
-        raise
 
 
 async def close_engine(engines: Engines, envelope_id: str, actor: str) -> str:

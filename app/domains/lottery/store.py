@@ -17,9 +17,9 @@ from app.core.ids import room_of
 from app.domains.lottery.tables import Draw, DrawEntry, DrawPrize, DrawWinner
 from app.storage.due import ENGINE_NOW, NOW, Condition, Time
 from app.storage.intake import outbox_key, register_room
-from app.storage.life import LIFE, room_key
+from app.storage.life import LIFE, list_open_of, room_key
 from app.storage.redis import Script
-from app.storage.work import Engines, is_away
+from app.storage.work import Engines
 
 _HERE = Path(__file__).parent
 _load = Script(_HERE / "load.lua", after=(LIFE,))
@@ -84,21 +84,12 @@ async def enter_batch(engines: Engines, room_id: str, members: Sequence[Entering
     entered = [Entered(replies[i].decode(), replies[i + 1].decode(), int(replies[i + 2])) for i in range(0, len(replies), 3)]
     if all(answer.word != "frozen" for answer in entered):
         return entered
-    open_ones = await _list_open_of(engines, list(numbers))  # only these will be there again when the room is renewed
+    query = select(Draw.id).where(Draw.id.in_(numbers), Draw.state == "open")
+    open_ones = await list_open_of(engines, list(numbers), query)
     return [
         answer._replace(word="missing") if answer.word == "frozen" and member.draw_id not in open_ones else answer
         for member, answer in zip(members, entered, strict=True)
     ]
-
-
-async def _list_open_of(engines: Engines, draw_ids: Sequence[str]) -> Sequence[str]:
-    try:
-        async with engines.sql.read() as session:
-            return (await session.scalars(select(Draw.id).where(Draw.id.in_(draw_ids), Draw.state == "open"))).all()
-    except Exception as failure:  # SQL is away as well
-        if is_away(failure):
-            return draw_ids
-        raise
 
 
 async def close_engine(engines: Engines, draw_id: str, *, actor: str, reason: str = "") -> str:

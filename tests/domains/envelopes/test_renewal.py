@@ -88,6 +88,17 @@ async def test_what_was_settled_in_the_lost_tail_stays_settled(engines: Engines)
     assert await audit_ledger(engines) == []
 
 
+async def test_a_share_whose_entry_was_set_aside_is_not_given_again(engines: Engines) -> None:
+    """Intake could not write it: only the engine knows of it until an operator has seen to the dead letter."""
+    envelope_id = await opened(engines, 100, 3)
+    mine = await grab(engines, envelope_id, "a")
+    await engines.sales.xtrim(outbox_key(ROOM), maxlen=0)
+    await fail_over(engines, await remember(engines), ROOM)
+    await renew(engines)
+    assert [(await grab(engines, envelope_id, viewer)).position for viewer in ("b", "c", "d")] == [2, 3, None]
+    assert await grab(engines, envelope_id, "a") == mine
+
+
 async def test_an_emptied_envelope_whose_end_was_lost_is_settled(engines: Engines) -> None:
     """Once it stood open for ever: the engine took it for emptied, and so for announced."""
     envelope_id = await opened(engines, 20, 2)

@@ -8,7 +8,7 @@ from app.core.errors import AppError
 from app.domains.inventory import service as inventory
 from app.domains.lottery import service
 from app.domains.lottery.rules import PrizeDraft, PrizeKind
-from app.protocol.codes import CONFLICT, SERVICE_UNAVAILABLE
+from app.protocol.codes import SERVICE_UNAVAILABLE
 from app.protocol.events import SalesReopened
 from app.storage.work import Engines
 from tests.domains.lottery.test_service import MONEY, ROOM, draft, enter, enter_all, events, fetch, opened, outcome, recompute, take_in
@@ -136,10 +136,11 @@ async def test_a_room_that_is_rebuilt_by_command_gets_its_draws_back_too(engines
 
 
 @pytest.mark.parametrize("lags", [False, True], ids=["nothing is lost", "what was set aside is lost"])
+@pytest.mark.parametrize("opener", ["is refused", "has slept", "dies"])
 async def test_a_draw_that_is_being_prepared_is_given_up_and_its_stock_comes_back(
-    engines: Engines, monkeypatch: pytest.MonkeyPatch, *, lags: bool
+    engines: Engines, runtime: TestRuntime, monkeypatch: pytest.MonkeyPatch, *, lags: bool, opener: str
 ) -> None:
-    """The engine restarts when the prizes are set aside, before the draw is open; the host hears of it and opens it again."""
+    """The engine restarts when the prizes are set aside, before the draw is open; whatever becomes of the opener, nothing stays aside."""
     shelf = await open_shelf(engines)
     tea = await shelf.offer(total=5)
     wanted = draft(PrizeDraft(PrizeKind.PRODUCT, "Tea", 3, 0, tea))
@@ -152,16 +153,21 @@ async def test_a_draw_that_is_being_prepared_is_given_up_and_its_stock_comes_bac
         await fail_over(engines, before if lags else await remember(engines), ROOM)
         await renew(engines)
         assert await stock(engines, tea) == (5, 0, 0)
-        await whole(engines, draw_id, prizes)  # an opener who slept through it may still be at it
+        if opener == "has slept":
+            runtime.advance(61_000)
         await service.close_due_draws(engines)
+        await whole(engines, draw_id, prizes)  # it does not know yet
+        if opener == "dies":
+            raise RuntimeError(opener)
 
     monkeypatch.setattr(service, "escrow_products", cut)
-    with pytest.raises(AppError) as refused:
+    with pytest.raises(RuntimeError if opener == "dies" else AppError):
         await opened(engines, wanted)
-    assert refused.value.code is CONFLICT
+    monkeypatch.undo()
+    runtime.advance(61_000)
+    await service.close_due_draws(engines)
     assert await stock(engines, tea) == (5, 0, 0)
     assert True not in await lost(engines)
-    monkeypatch.undo()
     draw_id = await opened(engines, wanted)
     assert (await fetch(engines, draw_id)).state == "open"
     assert await stock(engines, tea) == (2, 3, 0)
