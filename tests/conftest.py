@@ -23,6 +23,12 @@ from tests.support.waiting import wait_until
 steady_parsing()
 
 
+@pytest.hookimpl(trylast=True)  # after the packages have marked theirs, and the order was mixed
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first: else one worker may begin the longest of all when the others have nothing left to do."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _plain_environment() -> None:
     """The settings of whoever runs the tests must not decide what they find."""

@@ -1,6 +1,5 @@
 """Broken lines and engines of a test's own."""
 
-import asyncio
 from collections.abc import AsyncGenerator, Iterator
 
 import pytest
@@ -15,7 +14,7 @@ from tests.faults.show import Show
 from tests.support.builders import open_room
 from tests.support.faulty_proxy import faulty_proxy
 from tests.support.runtime import TestRuntime
-from tests.support.servers import Servers, make_schema, run_apart, running_servers
+from tests.support.servers import Servers, running_servers
 from tests.support.shelf import Shelf, open_shelf
 
 
@@ -33,8 +32,7 @@ async def line(engines: Engines, servers: Servers, runtime: TestRuntime) -> Asyn
 @pytest.fixture
 async def own(runtime: TestRuntime) -> AsyncGenerator[tuple[Engines, Servers]]:
     """A pair of engines that the test may kill; the engine of stock syncs every write before it answers, as in production."""
-    with running_servers(appendfsync="always", durable=True) as servers:
-        await asyncio.to_thread(run_apart, make_schema(servers.postgres.url))
+    with running_servers(appendfsync="always", durable=True, schema=True) as servers:
         settings = Settings(
             environment="development", redis_url=servers.valkey.url, database_url=servers.postgres.url, data_dir=servers.data_dir
         )
@@ -45,8 +43,7 @@ async def own(runtime: TestRuntime) -> AsyncGenerator[tuple[Engines, Servers]]:
 
 @pytest.fixture(scope="package")
 def show_servers() -> Iterator[Servers]:
-    with running_servers(appendfsync="always", durable=True) as servers:
-        run_apart(make_schema(servers.postgres.url))
+    with running_servers(appendfsync="always", durable=True, schema=True) as servers:
         yield servers
 
 

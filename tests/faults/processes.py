@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import event
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, configure_mappers
 
 from app.composition import build_registry
 from app.core.settings import Settings
@@ -24,6 +24,7 @@ from app.storage.intake import take_in_room
 from app.storage.work import Engines
 from tests.support.runtime import TestRuntime
 
+configure_mappers()  # once, and not in each process
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([__name__])
 

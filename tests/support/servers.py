@@ -1,12 +1,15 @@
 """Real engines for tests: one pair a pytest worker, or a pair of a test's own that it may kill and start again."""
 
 import asyncio
+import atexit
 import shutil
+import subprocess
 import tempfile
 import threading
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +46,15 @@ class Servers:
 
 
 @contextmanager
-def running_servers(*, appendfsync: str = "everysec", durable: bool = False) -> Iterator[Servers]:
-    """Not durable against a power cut by default; a killed process loses nothing either way, since the kernel has its writes."""
+def running_servers(*, appendfsync: str = "everysec", durable: bool = False, schema: bool = False) -> Iterator[Servers]:
+    """Not durable against a power cut by default; a killed process loses nothing either way, since the kernel has its writes.
+
+    With `schema` the tables are there: a copy of what the migrations made once in this process.
+    """
     data_dir = Path(tempfile.mkdtemp(prefix="jishi-test-"))
     servers = Servers(Valkey(data_dir, appendfsync=appendfsync), Postgres(data_dir, durable=durable), data_dir)
+    if schema:
+        subprocess.run(["cp", "-a", _migrated(), servers.postgres.pgdata], check=True)
     try:
         servers.valkey.start()
         servers.postgres.start()
@@ -56,6 +64,21 @@ def running_servers(*, appendfsync: str = "everysec", durable: bool = False) -> 
         servers.postgres.stop()
         shutil.rmtree(data_dir)
         shutil.rmtree(servers.postgres.socket_dir, ignore_errors=True)
+
+
+@cache
+def _migrated() -> Path:
+    """The data directory of a PostgreSQL that has the schema, and was stopped."""
+    data_dir = Path(tempfile.mkdtemp(prefix="jishi-test-"))
+    postgres = Postgres(data_dir, durable=False)
+    atexit.register(shutil.rmtree, data_dir, ignore_errors=True)
+    atexit.register(shutil.rmtree, postgres.socket_dir, ignore_errors=True)
+    postgres.start()
+    try:
+        run_apart(make_schema(postgres.url))
+    finally:
+        postgres.stop()
+    return postgres.pgdata
 
 
 def run_apart(work: Coroutine[Any, Any, None]) -> None:
