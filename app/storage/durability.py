@@ -12,6 +12,7 @@ from typing import cast
 import structlog
 from redis.exceptions import ResponseError
 
+from app.storage.cluster import ClusterLine
 from app.storage.redis import Redis
 from app.storage.work import Engines
 
@@ -22,6 +23,9 @@ NEEDED = {
     "maxmemory-policy": ("noeviction", "an engine that is full throws away stock and holds"),
 }
 
+NEEDED_ALONE = {
+    "cluster-enabled": ("no", "rooms of the other shards cannot be reached; write the address as `redis+cluster://`"),
+}
 NEEDED_OF_SHARDS = {
     "cluster-require-full-coverage": ("no", "when one shard is away, the rooms of all others stop too"),
 }
@@ -32,7 +36,7 @@ log = structlog.get_logger()
 async def find_weaknesses(client: Redis) -> list[str]:
     """One sentence for each setting that is weaker than it must be, of each engine of a cluster; empty when all is well."""
     engines = await client.engines()
-    needed = NEEDED if len(engines) == 1 else NEEDED | NEEDED_OF_SHARDS
+    needed = NEEDED | (NEEDED_OF_SHARDS if isinstance(client.line, ClusterLine) else NEEDED_ALONE)
     names = [f" at {place}" if len(engines) > 1 else "" for place, _ in engines]
     found = [await _find_in(engine, name, needed) for name, (_, engine) in zip(names, engines, strict=True)]
     return list(chain.from_iterable(found))

@@ -96,6 +96,10 @@ class Sale:
     held: dict[str, str] = field(default_factory=dict[str, str])  # key -> hold, as acknowledged
     is_over: bool = False
 
+    def told(self) -> list[str]:
+        """Types of the events on the room's stage."""
+        return [publication["data"]["type"] for publication in self.client.publications(f"room:{self.room}")]
+
     async def sell(self) -> None:
         """One tap after the other, each with the same key until it has a final answer, until nothing is left."""
         number = 0
@@ -141,6 +145,7 @@ async def test_one_shard_fails_over_in_the_middle_of_three_sales(own_cluster: Cl
                 offer = await operator.post(f"/sessions/{session}/offers", {"name": "Tea", "price_minor": 900, "total": STOCK})
                 await operator.post(f"/sessions/{session}/go-live")
                 client = await stack.enter_async_context(raw_client(product.url, signer.token(f"viewer-{number}", "Lin")))
+                await client.subscribe(f"room:{room}")
                 sales[shard] = Sale(room, offer["id"], client)
                 if len(sales) == SHARDS:
                     break
@@ -161,7 +166,10 @@ async def test_one_shard_fails_over_in_the_middle_of_three_sales(own_cluster: Cl
                 standing = await inventory.read_holds(books, list(sale.held.values()))
                 assert {hold.state for hold in standing.values()} == {"held"}
                 assert len(standing) == STOCK
+                await wait_until(lambda sale=sale: "offer.sold_out" in sale.told(), within_s=30)
             assert await audit_stock(books, rooms) == []
+            frozen = [sale.told().count("sales.frozen") for sale in sales.values()]
+            assert sorted(frozen) == [0, 0, 1], "told to those whom it concerns"
 
 
 async def _fail_over_amid(cluster: Cluster, sales: dict[int, Sale]) -> None:

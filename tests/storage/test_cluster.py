@@ -147,6 +147,14 @@ async def test_the_streams_of_rooms_on_three_shards(client: Redis, cluster: Clus
     assert [(len(rows), top.offset) for rows, top in [await streams.history(channel) for channel in channels]] == [(2, 2)] * 3
 
 
+async def test_one_shard_alone_is_not_the_product(cluster: Cluster) -> None:
+    """An operator who names it as if it were the whole."""
+    client = command_client(f"redis://127.0.0.1:{cluster.engines[0].port}")
+    (*_, said) = await find_weaknesses(client)
+    assert said.startswith("the sales engine has cluster-enabled yes, not no: rooms of the other shards cannot be reached")
+    await client.aclose()
+
+
 async def test_each_engine_says_what_is_weak_with_it(client: Redis) -> None:
     engines = await client.engines()
     place, first = engines[0]

@@ -41,7 +41,7 @@ async def test_an_engine_that_hides_its_settings_is_said_too(engines: Engines) -
         await client.aclose()
         await engines.sales.execute_command("ACL", "DELUSER", "guarded")
     assert said.startswith("the sales engine does not let its settings be read (")
-    assert said.endswith("see to it that appendonly is yes, appendfsync is always, maxmemory-policy is noeviction")
+    assert said.endswith("see to it that appendonly is yes, appendfsync is always, maxmemory-policy is noeviction, cluster-enabled is no")
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
