@@ -26,7 +26,7 @@ _load = Script(_HERE / "load.lua", after=(LIFE,))
 _enter = Script(_HERE / "enter.lua", after=(LIFE,))
 _close = Script(_HERE / "close.lua", after=(LIFE,))
 
-STRANDED_AFTER = timedelta(minutes=1)  # an opening takes a second
+STRANDED_AFTER = timedelta(seconds=15)  # an opening takes a second, and its caller waits for five
 INSERT_ROWS_MAX = 2000  # PostgreSQL takes at most 32,767 parameters a statement
 LOAD_VIEWERS_MAX = 2000  # of one script call in a renewal: a draw with a hundred thousand entrants must not stop the engine for all others
 
