@@ -168,8 +168,7 @@ class RoomLeases:
 
 async def announce(engines: Engines) -> None:
     """Publishes what a crash left between commit and publication."""
-    for room_id in await rooms_to_announce(engines):
-        await announce_room(engines, room_id)
+    raise_first(await gather_each(await rooms_to_announce(engines), partial(announce_room, engines)))
 
 
 async def take_in(engines: Engines, leases: RoomLeases) -> None:

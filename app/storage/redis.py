@@ -14,6 +14,7 @@ from typing import Any, cast
 import redis.asyncio as redis_asyncio
 from redis.asyncio.client import Pipeline as RedisPipeline
 from redis.asyncio.connection import parse_url
+from redis.exceptions import ConnectionError as EngineConnectionError
 from redis.exceptions import NoScriptError
 from redis.exceptions import TimeoutError as EngineTimeoutError
 
@@ -161,3 +162,14 @@ async def engine_now_ms(client: Redis, key: str) -> int:
     """The clock of the engine that holds `key`: whose deadlines are meant."""
     seconds, microseconds = await client.line.call(("TIME",), key)
     return epoch_ms(seconds, microseconds)
+
+
+async def any_now_ms(client: Redis) -> int:
+    """The clock of an engine that answers: of a cluster one shard may be away."""
+    first_failure: EngineConnectionError | EngineTimeoutError | None = None
+    for line in sorted(await client.line.engines(), key=lambda line: not line.is_open):
+        try:
+            return epoch_ms(*await line.call(("TIME",)))
+        except (EngineConnectionError, EngineTimeoutError) as failure:
+            first_failure = first_failure or failure
+    raise first_failure or EngineConnectionError("no engine is known")

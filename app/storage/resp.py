@@ -227,6 +227,10 @@ class EngineLine(Line):
         """Where it leads, for messages: without the password."""
         return self.options.get("path") or f"{self.options.get('host', 'localhost')}:{self.options.get('port', 6379)}"
 
+    @property
+    def is_open(self) -> bool:
+        return self._socket is not None and self._socket.is_open
+
     async def call(self, command: Command, key: str = "") -> Any:
         line = self._socket
         if line is not None and line.is_open and line.waiting < WAITING_MAX:

@@ -34,7 +34,7 @@ from app.storage.bulk import BulkInsert
 from app.storage.claims import current_claim, mark_done
 from app.storage.gathering import gather_each
 from app.storage.group_commit import GroupCommit
-from app.storage.redis import Argument, Redis, Script, command_client, engine_now_ms
+from app.storage.redis import Argument, Redis, Script, any_now_ms, command_client, engine_now_ms
 from app.storage.sql import Sql
 from app.storage.streams import Streams
 from app.storage.tables import Announcement
@@ -43,8 +43,6 @@ Member = TypeVar("Member")
 Outcome = TypeVar("Outcome")
 
 _insert_announcements = BulkInsert(Announcement, "room_id", "channels", "type", "payload", "attempts")
-
-CLOCK_KEY = "jishi:clock"  # holds nothing: says which engine of a cluster is asked for the time
 
 # PostgreSQL's own words for "not now": too many connections, shutting down, crashed, starting up; and its class of broken connections.
 _AWAY = frozenset({"53300", "57P01", "57P02", "57P03"})
@@ -90,8 +88,9 @@ class Engines:
 
     async def sales_now_ms(self, room_id: str = "") -> int:
         """The clock that decides the room's deadlines. Without a room, one of those that do, for passes over all rooms."""
-        key = f"{{{room_id}}}:outbox" if room_id else CLOCK_KEY
-        return self.runtime.script_now_ms() or await engine_now_ms(self.sales, key)
+        if set_ms := self.runtime.script_now_ms():
+            return set_ms
+        return await engine_now_ms(self.sales, f"{{{room_id}}}:outbox") if room_id else await any_now_ms(self.sales)
 
     async def check(self) -> dict[str, str]:
         """What each engine answers: "ok", or the name of its failure. For readiness and the command line.

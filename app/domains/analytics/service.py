@@ -34,7 +34,7 @@ from app.domains.analytics.rules import (
     Summary,
 )
 from app.domains.analytics.store import Sales
-from app.domains.analytics.tables import OfferReading
+from app.domains.analytics.tables import OfferReading, SessionFigures
 from app.domains.catalogue import service as catalogue
 from app.domains.chat import service as chat
 from app.domains.envelopes import service as envelopes
@@ -56,6 +56,7 @@ from app.protocol.events import (
     encode_event,
 )
 from app.storage import presence
+from app.storage.gathering import gather_each, raise_first
 from app.storage.work import Engines, Work
 
 LIVE_SESSIONS_MAX = 500
@@ -263,23 +264,29 @@ async def sample_figures(engines: Engines) -> None:
     """Notes how many watch every show that is live, and where its stock stands."""
     async with engines.sql.read() as session:
         live = await store.list_live(session, LIVE_SESSIONS_MAX)
-    for show in live:
+
+    async def one(show: SessionFigures) -> None:
         viewers = await _reading(engines, "viewers", show.room_id)
         stock = await _session_stock(engines, show.session_id)
         async with engines.sql.begin() as session:
             await store.note_viewers(session, show.session_id, rules.minute_of(engines.runtime.now()), viewers)
             await store.set_readings(session, stock)
 
+    raise_first(await gather_each(live, one))
+
 
 async def push_figures(engines: Engines) -> None:
     """Sends the figures of every live show to its team. A reading, so it is not kept in the channel's history."""
     async with engines.sql.read() as session:
         live = await store.list_live(session, LIVE_SESSIONS_MAX)
-    for show in live:
+
+    async def one(show: SessionFigures) -> None:
         if await store.claim_push(engines, show.room_id, PUSH_CLAIM_MS):
             reading = await figures(engines, show.session_id)
             event = FiguresUpdated(at=at_text(engines.runtime.now_ms()), session=show.session_id, figures=reading.model_dump(mode="json"))
             await engines.streams.publish(staff_channel(show.room_id), encode_event(event), transient=True)
+
+    raise_first(await gather_each(live, one))
 
 
 async def refresh_reports(engines: Engines) -> None:

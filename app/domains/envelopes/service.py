@@ -13,6 +13,7 @@ Not here: envelopes on a schedule, grabbing in a window with a public shuffle, c
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -40,6 +41,7 @@ from app.protocol.codes import BAD_REQUEST, INSUFFICIENT_FUNDS, NOT_FOUND
 from app.protocol.commands import EnvelopeGrabbed, GrabOutcome
 from app.protocol.events import EnvelopeOpened, EnvelopeUpdated, ShareOpened
 from app.protocol.views import EnvelopeView
+from app.storage.gathering import gather_each, raise_first
 from app.storage.intake import OutboxEntry, take_in_room
 from app.storage.life import being_renewed
 from app.storage.work import Engines, Work
@@ -323,13 +325,15 @@ async def end_due_envelopes(engines: Engines) -> None:
     async with engines.sql.read() as session:
         due = await store.list_due(session, datetime.fromtimestamp(await engines.sales_now_ms() / 1000, UTC), SWEEP_MAX)
         unshown = await store.list_unshown(session, engines.runtime.now(), SWEEP_MAX)
-    for envelope_id in due:
-        await close_envelope(engines, envelope_id)
-    for envelope_id in unshown:
+
+    async def show(envelope_id: str) -> None:
         async with engines.work() as work:
             envelope = (await store.lock_envelopes(work.session, [envelope_id]))[envelope_id]
             if envelope.state == "open":
                 _show(work, envelope)
+
+    ended, shown = await gather_each(due, partial(close_envelope, engines)), await gather_each(unshown, show)
+    raise_first([*ended, *shown])
 
 
 # --- reading --------------------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ Not here: conditions that need evidence over time, randomness from several parti
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -54,6 +55,7 @@ from app.protocol.codes import BAD_REQUEST, CONFLICT, INSUFFICIENT_FUNDS, KEY_RE
 from app.protocol.commands import DrawEntered, EnterOutcome
 from app.protocol.events import DrawCancelled, DrawClosed, DrawDrawn, DrawOpened, DrawWon
 from app.protocol.views import DrawView, Winner
+from app.storage.gathering import gather_each, raise_first
 from app.storage.intake import OutboxEntry, take_in_room
 from app.storage.life import being_renewed
 from app.storage.work import Engines, Work
@@ -447,15 +449,16 @@ async def close_due_draws(engines: Engines) -> None:
         due = await store.list_due(session, datetime.fromtimestamp(now_ms / 1000, UTC), SWEEP_MAX)
         unsettled = await store.list_unsettled(session, engines.runtime.now(), SWEEP_MAX)
         stranded = await store.list_stranded(session, engines.runtime.now(), SWEEP_MAX)
-    for draw_id in due:
-        await _close_engine(engines, draw_id)
-    for draw_id in stranded:
-        await _abandon(engines, draw_id, "opening was cut off")
-    for draw_id in unsettled:
+
+    async def settle(draw_id: str) -> None:
         try:
             await settle_draw(engines, draw_id)
-        except AppError as failure:  # one prize that cannot be delivered must not hold up the other draws
+        except AppError as failure:  # a prize that cannot be delivered is looked at again by the next passes
             log.error("draw not settled", draw=draw_id, error=failure.detail)
+
+    closed = await gather_each(due, partial(_close_engine, engines))
+    abandoned = await gather_each(stranded, lambda draw_id: _abandon(engines, draw_id, "opening was cut off"))
+    raise_first([*closed, *abandoned, *await gather_each(unsettled, settle)])
 
 
 # --- reading --------------------------------------------------------------------------------------------------------------------------

@@ -6,9 +6,9 @@ webhook is recorded raw and has one effect by its event id: money that arrived g
 crash in between leaves the event without an outcome, the provider repeats it, and the engine gives the same answer for the same payment.
 """
 
-import asyncio
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import structlog
@@ -30,6 +30,7 @@ from app.protocol.channels import staff_channel, user_channel
 from app.protocol.codes import KEY_REUSED, NOT_FOUND
 from app.protocol.events import AlertRaised, PaymentDeclined, PaymentStarted
 from app.protocol.order_commands import OrderPay, OrderPaying, OrderView, PayOutcome
+from app.storage.gathering import gather_each, raise_first
 from app.storage.work import Engines, Work
 
 CALLS_AT_ONCE_MAX = 50  # of one pass of the worker
@@ -136,16 +137,7 @@ async def _start(work: Work, provider: PaymentProvider, order: OrderView, *, att
 async def call_providers(engines: Engines) -> None:
     """One pass of the worker: makes the calls that are due."""
     calls = await _lease(engines, CALLS_AT_ONCE_MAX)
-    gate = asyncio.Semaphore(CALLING_MAX)
-
-    async def one(call: ProviderCall) -> None:
-        async with gate:
-            await _make_call(engines, call)
-
-    results = await asyncio.gather(*[one(call) for call in calls], return_exceptions=True)
-    failures = [result for result in results if isinstance(result, BaseException)]
-    if failures:
-        raise failures[0]  # after the others had their turn; the lease runs out, and the call is made again
+    raise_first(await gather_each(calls, partial(_make_call, engines), at_once=CALLING_MAX))  # the lease of one that failed runs out
 
 
 async def call_provider(engines: Engines, kind: str, subject: str) -> None:
