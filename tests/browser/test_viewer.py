@@ -108,6 +108,17 @@ def test_a_declined_payment_leaves_the_order_to_be_paid_in_another_way(open_page
     expect(page.get_by_role("heading", name="Paid – thank you!")).to_be_visible()
 
 
+def test_a_quick_hand_sees_the_orders_and_not_that_it_was_too_fast(open_page: OpenPage, place: Place) -> None:
+    """More looks than a viewer may ask for in a second: the page waits, and asks again."""
+    page = open_page(f"/r/{place['room']}", viewer="quick", size=DESKTOP)
+    wait_joined(page)
+    for _ in range(8):
+        page.locator("#open-orders").click()
+        page.keyboard.press("Escape")
+    page.locator("#open-orders").click()
+    expect(page.locator("dialog")).to_contain_text("No orders yet.")
+
+
 def test_closing_the_sheet_gives_the_hold_back(open_page: OpenPage, place: Place) -> None:
     first = open_page(f"/r/{place['room']}", viewer="first", size=DESKTOP)
     second = open_page(f"/r/{place['room']}", viewer="second", size=DESKTOP)

@@ -18,22 +18,37 @@ const CHANGES = new Set([
   "return.requested",
   "return.changed",
 ]);
+const TRIES_MAX = 5;
+const AGAIN_MS = 700;
 const CREDITS = new Set(["share.opened", "draw.won"]);
 
 export function ordersPart(context) {
   let list = null; // the elements, while the sheet is open
   let wallet = null;
+  let isReading = false;
+  let isStale = false; // something happened while it was read
+
+  /** One reading at a time: events come in flights, and a quick hand is not told that it was too fast. */
   const refresh = async () => {
-    if (!list) return;
-    try {
-      const [page, returns] = await Promise.all([
-        context.client.rpc("order.list", { limit: 30 }),
-        context.client.rpc("return.list", { limit: 100 }),
-      ]);
-      if (list) drawOrders(context, list, page.orders, returns.requests);
-    } catch (error) {
-      list.replaceChildren(el("p", { class: "empty" }, explain(error)));
+    isStale = true;
+    if (isReading) return;
+    isReading = true;
+    for (let tries = 1; list && isStale; tries += 1) {
+      isStale = false;
+      try {
+        const [page, returns] = await Promise.all([
+          context.client.rpc("order.list", { limit: 30 }),
+          context.client.rpc("return.list", { limit: 100 }),
+        ]);
+        if (list) drawOrders(context, list, page.orders, returns.requests);
+        tries = 0;
+      } catch (error) {
+        isStale = error.temporary && tries < TRIES_MAX;
+        if (!isStale) list?.replaceChildren(el("p", { class: "empty" }, explain(error)));
+        else await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
+      }
     }
+    isReading = false;
   };
   byId("open-orders").addEventListener("click", () => {
     const sheet = openSheet(t("viewer.my_orders"), { onClose: () => (list = wallet = null) });
