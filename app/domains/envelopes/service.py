@@ -300,7 +300,11 @@ async def _settle(work: Work, envelope: Envelope, *, by: str, actor: str) -> Non
 async def end_envelope(engines: Engines, envelope_id: str, *, by: str) -> Envelope:
     """Ends an envelope now and settles it. Ending one that is over changes nothing. Raises AppError while its room is renewed."""
     if await close_envelope(engines, envelope_id, actor=by) == "frozen":
-        raise being_renewed()
+        async with engines.sql.read() as session:
+            envelope = await fetch_envelope(session, envelope_id)
+        if envelope.state != "settled":
+            raise being_renewed()
+        return envelope  # what is over in SQL stays so, whatever the engine knows
     room_id = room_of(envelope_id)
     for _ in range(TAKE_IN_ROUNDS_MAX):
         if await take_in_room(engines, room_id) < engines.settings.intake_batch_max:

@@ -338,8 +338,8 @@ async def take_in_waits(work: Work, entries: list[OutboxEntry]) -> None:
     events: list[tuple[OutboxEntry, str, Event]] = []
     for entry in ended:
         for wait in entry.data["waits"]:
-            ended = WaitEnded(at=at_text(entry.at_ms), wait=wait["wait"], offer=wait["offer"], outcome=wait["outcome"])
-            events.append((entry, wait["viewer"], ended))
+            event = WaitEnded(at=at_text(entry.at_ms), wait=wait["wait"], offer=wait["offer"], outcome=wait["outcome"])
+            events.append((entry, wait["viewer"], event))
     await _tell_viewers(work, events)
 
 

@@ -422,7 +422,11 @@ async def cancel_draw(engines: Engines, draw_id: str, *, by: str, reason: str) -
 
 async def _end(engines: Engines, draw_id: str, *, actor: str, reason: str = "") -> Draw:
     if await _close_engine(engines, draw_id, actor=actor, reason=reason) == "frozen":
-        raise being_renewed()
+        async with engines.sql.read() as session:
+            draw = await fetch_draw(session, draw_id)
+        if draw.state == "open":
+            raise being_renewed()
+        return draw  # what is over in SQL stays so, whatever the engine knows
     for _ in range(TAKE_IN_ROUNDS_MAX):
         if await take_in_room(engines, room_of(draw_id)) < engines.settings.intake_batch_max:
             break
