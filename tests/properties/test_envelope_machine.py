@@ -1,16 +1,19 @@
-"""An envelope as a state machine: grabs, retries, time, endings, repeated intake and lost scripts in any order. The model knows the split
-(read from SQL before the first grab) and predicts the word, the amount and the position of every answer."""
+"""An envelope as a state machine: grabs, retries, time, endings, repeated intake, lost scripts, and new lives of the engine: with all it
+had, with what it had a while ago, with nothing. The model knows the split (read from SQL before the first grab) and predicts the word, the
+amount and the position of every answer."""
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 from sqlalchemy import text
 
+from app.core.errors import AppError
 from app.core.registry import Registry
 from app.core.settings import Settings
 from app.domains.envelopes import service, store
@@ -20,6 +23,7 @@ from app.storage.intake import outbox_key, take_in_room
 from app.storage.work import Engines
 from tests.conftest import empty
 from tests.support.auditor.ledger import audit_ledger
+from tests.support.lives import Memory, fail_over, remember, renew
 from tests.support.runtime import TestRuntime
 
 pytestmark = pytest.mark.slow
@@ -52,45 +56,112 @@ async def opened(engines: Engines, mode: Mode, count: int) -> tuple[str, list[in
         return envelope.id, [share.amount_minor for share in await store.list_shares(session, envelope.id)]
 
 
+Taken = dict[str, tuple[int, str | None]]  # viewer -> position, key of the first grab; None: SQL has the share, and does not know the key
+Answer = tuple[str, int | None, int | None]
+
+
+@dataclass
+class Engine:
+    """What the engine remembers of the envelope."""
+
+    taken: Taken = field(default_factory=Taken)
+    has_envelope: bool = True
+    is_ended: bool = False  # closed, or the last share is gone; the word of it may still be in the outbox
+
+    def copy(self) -> "Engine":
+        return replace(self, taken=dict(self.taken))
+
+
+@dataclass
+class Model:
+    split: list[int]
+    deadline_ms: int
+    engine: Engine = field(default_factory=Engine)
+    in_sql: dict[str, int] = field(default_factory=dict[str, int])  # viewer -> position
+    is_settled: bool = False
+    is_frozen: bool = False
+
+    def grab(self, viewer: str, key: str, now_ms: int, *, is_staff: bool) -> Answer:
+        taken = self.engine.taken
+        if viewer in taken:
+            position, first_key = taken[viewer]
+            taken[viewer] = (position, first_key or key)
+            return "opened" if key == (first_key or key) else "already", self.split[position - 1], position
+        if self.is_settled and (self.is_frozen or not self.engine.has_envelope):
+            return self._from_sql(viewer)
+        if self.is_frozen:
+            return "frozen", None, None
+        is_emptied = self._next() is None
+        if (self.engine.is_ended and not is_emptied) or (self.is_settled and not is_emptied) or now_ms >= self.deadline_ms:
+            return "closed", None, None
+        if is_staff:
+            return "not_eligible", None, None
+        position = self._next()
+        if position is None:
+            return "empty", None, None
+        taken[viewer] = (position, key)
+        self.engine.is_ended = self._next() is None
+        return "opened", self.split[position - 1], position
+
+    def _from_sql(self, viewer: str) -> Answer:
+        position = self.in_sql.get(viewer)
+        if position is not None:
+            return "already", self.split[position - 1], position
+        return "closed", None, None
+
+    def _next(self) -> int | None:
+        positions = {position for position, _ in self.engine.taken.values()}
+        return next((position for position in range(1, len(self.split) + 1) if position not in positions), None)
+
+    def take_in(self) -> None:
+        if not self.is_settled:
+            self.in_sql |= {viewer: position for viewer, (position, _) in self.engine.taken.items()}
+            self.is_settled = self.engine.is_ended
+
+    def fail_over(self, engine: Engine) -> None:
+        self.engine, self.is_frozen = engine.copy(), True
+
+    def renew(self) -> None:
+        self.take_in()
+        if not self.is_frozen:
+            return
+        self.is_frozen = False
+        if len(self.in_sql) == len(self.split):
+            self.is_settled = True
+        if self.is_settled:
+            self.engine.is_ended = True
+            return
+        self.engine.has_envelope = True
+        for viewer, position in self.in_sql.items():
+            self.engine.taken.setdefault(viewer, (position, None))
+
+
 def machine(run: Any, engines: Engines, runtime: TestRuntime) -> type[RuleBasedStateMachine]:
     class EnvelopeMachine(RuleBasedStateMachine):
         @initialize(mode=st.sampled_from(Mode), count=st.integers(1, 5))
         def open(self, mode: Mode, count: int) -> None:
             run(empty(engines.sales, engines))
-            self.id, self.split = run(opened(engines, mode, count))
-            self.deadline_ms = runtime.now_ms() + TTL_MS
-            self.taken: dict[str, tuple[int, str]] = {}  # viewer -> position, key
-            self.ended = False
+            self.id, split = run(opened(engines, mode, count))
+            self.model = Model(split, runtime.now_ms() + TTL_MS)
+            self.memory: tuple[Memory, Engine] | None = None
 
-        def _expect(self, viewer: str, key: str, *, is_staff: bool) -> tuple[str, int | None, int | None]:
-            if viewer in self.taken:
-                position, first_key = self.taken[viewer]
-                return "opened" if key == first_key else "already", self.split[position - 1], position
-            if (self.ended and len(self.taken) < len(self.split)) or runtime.now_ms() >= self.deadline_ms:
-                return "closed", None, None
-            if is_staff:
-                return "not_eligible", None, None
-            if len(self.taken) == len(self.split):
-                return "empty", None, None
-            position = len(self.taken) + 1
-            self.taken[viewer] = (position, key)
-            return "opened", self.split[position - 1], position
+        async def _grab(self, viewer: str, key: str, *, is_staff: bool) -> Answer:
+            got = await service.grab(engines, envelope_id=self.id, viewer_id=viewer, key=key, is_staff=is_staff)
+            return got.outcome.value, got.amount_minor, got.position
 
         @rule(viewer=VIEWERS, key=KEYS, is_staff=st.sampled_from([False, False, False, True]))
         def grab(self, viewer: str, key: str, is_staff: bool) -> None:
-            expected = self._expect(viewer, key, is_staff=is_staff)
-            got = run(service.grab(engines, envelope_id=self.id, viewer_id=viewer, key=key, is_staff=is_staff))
-            assert (got.outcome.value, got.amount_minor, got.position) == expected
+            expected = self.model.grab(viewer, key, runtime.now_ms(), is_staff=is_staff)
+            assert run(self._grab(viewer, key, is_staff=is_staff)) == expected
 
         @rule(viewers=st.lists(VIEWERS, min_size=2, max_size=6, unique=True))
         def grab_at_once(self, viewers: list[str]) -> None:
-            expected = [self._expect(viewer, "k1", is_staff=False) for viewer in viewers]
+            expected = [self.model.grab(viewer, "k1", runtime.now_ms(), is_staff=False) for viewer in viewers]
 
-            async def all_at_once() -> list[Any]:
-                attempts = (service.grab(engines, envelope_id=self.id, viewer_id=viewer, key="k1") for viewer in viewers)
-                return await asyncio.gather(*attempts)
+            async def all_at_once() -> list[Answer]:
+                return await asyncio.gather(*[self._grab(viewer, "k1", is_staff=False) for viewer in viewers])
 
-            assert [(got.outcome.value, got.amount_minor, got.position) for got in run(all_at_once())] == expected
+            assert run(all_at_once()) == expected
 
         @rule(milliseconds=st.sampled_from([1, 1000, TTL_MS - 1, TTL_MS]))
         def advance(self, milliseconds: int) -> None:
@@ -99,26 +170,64 @@ def machine(run: Any, engines: Engines, runtime: TestRuntime) -> type[RuleBasedS
         @rule()
         def sweep(self) -> None:
             run(service.end_due_envelopes(engines))
-            self.ended = self.ended or runtime.now_ms() >= self.deadline_ms
+            if not self.model.is_frozen and not self.model.is_settled and runtime.now_ms() >= self.model.deadline_ms:
+                self.model.engine.is_ended = True
 
         @rule()
         def end(self) -> None:
-            envelope = run(service.end_envelope(engines, self.id, by="host"))
-            self.ended = True
+            try:
+                envelope = run(service.end_envelope(engines, self.id, by="host"))
+            except AppError as refusal:
+                assert (refusal.code.word, self.model.is_frozen, self.model.is_settled) == ("service_unavailable", True, False)
+                return
+            assert not self.model.is_frozen or self.model.is_settled
+            if not self.model.is_settled:
+                self.model.engine.is_ended = True
+                self.model.take_in()
             assert envelope.state == "settled"
-            assert envelope.opened_minor == sum(self.split[: len(self.taken)])
+            assert envelope.opened_minor == sum(self.model.split[position - 1] for position in self.model.in_sql.values())
 
         @rule()
         def take_in(self) -> None:
             run(take_in(engines))
+            self.model.take_in()
 
         @rule()
         def take_in_twice(self) -> None:
             run(take_in_twice(engines))
+            self.model.take_in()
 
         @rule()
         def lose_scripts(self) -> None:
             run(engines.sales.script_flush())
+
+        @rule()
+        def remember(self) -> None:
+            self.memory = (run(remember(engines)), self.model.engine.copy())
+
+        @rule()
+        def restart(self) -> None:
+            """With its file: nothing is lost, and nobody knows that yet."""
+            run(fail_over(engines, run(remember(engines)), ROOM))
+            self.model.fail_over(self.model.engine)
+
+        @precondition(lambda self: self.memory is not None)
+        @rule()
+        def lag(self) -> None:
+            assert self.memory
+            memory, engine = self.memory
+            run(fail_over(engines, memory, ROOM))
+            self.model.fail_over(engine)
+
+        @rule()
+        def lose_everything(self) -> None:
+            run(fail_over(engines, {}))
+            self.model.fail_over(Engine(has_envelope=False))
+
+        @rule()
+        def renew(self) -> None:
+            run(renew(engines))
+            self.model.renew()
 
         @invariant()
         def books_are_right(self) -> None:
@@ -127,9 +236,9 @@ def machine(run: Any, engines: Engines, runtime: TestRuntime) -> type[RuleBasedS
         def teardown(self) -> None:
             if not hasattr(self, "id"):
                 return
-            run(take_in(engines))
-            for viewer, (position, _) in self.taken.items():
-                assert run(_free(engines, f"viewer:{viewer}")) == self.split[position - 1]
+            self.renew()
+            for viewer, position in self.model.in_sql.items():
+                assert run(_free(engines, f"viewer:{viewer}")) == self.model.split[position - 1]
             assert run(_dead_letters(engines)) == 0
 
     return EnvelopeMachine
