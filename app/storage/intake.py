@@ -24,6 +24,7 @@ from app.core.errors import AppError
 from app.core.metrics import DEAD_LETTERS, INTAKE_ENTRIES, INTAKE_LAG_SECONDS, INTAKE_WAITING_ENTRIES
 from app.core.runtime import at_text
 from app.protocol.channels import staff_channel
+from app.protocol.codes import SERVICE_UNAVAILABLE
 from app.protocol.events import AlertRaised, encode_event
 from app.storage.claims import claimed
 from app.storage.gathering import raise_first
@@ -33,6 +34,7 @@ from app.storage.work import Engines, Work, is_away
 
 ROOMS_KEY = "jishi:rooms"  # rooms that have stock, draws or envelopes: where intake and expiry look
 ALARM_PARTS = 5  # the team is warned when a fifth of `outbox_entries_max` waits: there are minutes left to act
+CATCH_UP_MS_MAX = 2_000  # clients give a call up after five seconds, and what follows takes its time too
 CLAIM_MS_MIN = 3_600_000  # how long who registers a room has to write its first key
 
 log = structlog.get_logger()
@@ -151,6 +153,22 @@ async def take_in_room(engines: Engines, room_id: str) -> int:
             await _take_in_one_by_one(engines, room_id, entries)
     await engines.sales.xdel(outbox_key(room_id), *[entry.id for entry in entries])
     return len(entries)
+
+
+def being_written() -> AppError:
+    """For a caller whose command is done in the engine, behind more than `catch_up` could read."""
+    text = "it is done; what came before it is still being written: try again with the same key in a moment"
+    return AppError(SERVICE_UNAVAILABLE, text, retry_after_ms=1000)
+
+
+async def catch_up(engines: Engines, room_id: str) -> bool:
+    """Takes in what a caller has to see in SQL, for as long as a caller waits. False: there is more, and the worker goes on with it."""
+    clock = engines.runtime.monotonic_ms
+    until_ms = clock() + CATCH_UP_MS_MAX
+    while await take_in_room(engines, room_id) == engines.settings.intake_batch_max:
+        if clock() > until_ms:
+            return False
+    return True
 
 
 async def _take_in(engines: Engines, room_id: str, entries: Sequence[OutboxEntry]) -> None:

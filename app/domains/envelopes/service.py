@@ -42,14 +42,13 @@ from app.protocol.commands import EnvelopeGrabbed, GrabOutcome
 from app.protocol.events import EnvelopeOpened, EnvelopeUpdated, ShareOpened
 from app.protocol.views import EnvelopeView
 from app.storage.gathering import gather_each, raise_first
-from app.storage.intake import OutboxEntry, take_in_room
+from app.storage.intake import OutboxEntry, being_written, catch_up
 from app.storage.life import being_renewed
 from app.storage.work import Engines, Work
 
 log = structlog.get_logger()
 
 SWEEP_MAX = 100  # envelopes one pass of the worker's loop looks at
-TAKE_IN_ROUNDS_MAX = 20
 
 
 def account_of(envelope_id: str) -> str:
@@ -305,12 +304,12 @@ async def end_envelope(engines: Engines, envelope_id: str, *, by: str) -> Envelo
         if envelope.state != "settled":
             raise being_renewed()
         return envelope  # what is over in SQL stays so, whatever the engine knows
-    room_id = room_of(envelope_id)
-    for _ in range(TAKE_IN_ROUNDS_MAX):
-        if await take_in_room(engines, room_id) < engines.settings.intake_batch_max:
-            break
+    is_read = await catch_up(engines, room_of(envelope_id))
     async with engines.sql.read() as session:
-        return await fetch_envelope(session, envelope_id)
+        envelope = await fetch_envelope(session, envelope_id)
+    if envelope.state != "settled" and not is_read:
+        raise being_written()
+    return envelope
 
 
 async def close_envelope(engines: Engines, envelope_id: str, *, actor: str = "") -> str:

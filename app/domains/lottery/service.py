@@ -56,14 +56,13 @@ from app.protocol.commands import DrawEntered, EnterOutcome
 from app.protocol.events import DrawCancelled, DrawClosed, DrawDrawn, DrawOpened, DrawWon
 from app.protocol.views import DrawView, Winner
 from app.storage.gathering import gather_each, raise_first
-from app.storage.intake import OutboxEntry, take_in_room
+from app.storage.intake import OutboxEntry, being_written, catch_up
 from app.storage.life import being_renewed
 from app.storage.work import Engines, Work
 
 log = structlog.get_logger()
 
 SWEEP_MAX = 50  # draws that one pass of the worker's loop looks at, of each kind
-TAKE_IN_ROUNDS_MAX = 20
 
 
 # --- opening --------------------------------------------------------------------------------------------------------------------------
@@ -427,12 +426,13 @@ async def _end(engines: Engines, draw_id: str, *, actor: str, reason: str = "") 
         if draw.state == "open":
             raise being_renewed()
         return draw  # what is over in SQL stays so, whatever the engine knows
-    for _ in range(TAKE_IN_ROUNDS_MAX):
-        if await take_in_room(engines, room_of(draw_id)) < engines.settings.intake_batch_max:
-            break
+    is_read = await catch_up(engines, room_of(draw_id))
     await settle_draw(engines, draw_id)
     async with engines.sql.read() as session:
-        return await fetch_draw(session, draw_id)
+        draw = await fetch_draw(session, draw_id)
+    if draw.state == "open" and not is_read:
+        raise being_written()
+    return draw
 
 
 async def _close_engine(engines: Engines, draw_id: str, *, actor: str = "", reason: str = "") -> str:

@@ -26,11 +26,10 @@ from app.protocol.codes import CONFLICT, INSUFFICIENT_FUNDS, KEY_REUSED, NOT_FOU
 from app.protocol.events import AlertRaised, OrderChanged, RefundSettled
 from app.protocol.order_commands import OrderAddressed, OrderSetAddress, SetAddressOutcome
 from app.protocol.return_commands import ReceiptOutcome
-from app.storage.intake import OutboxEntry, take_in_room
+from app.storage.intake import OutboxEntry, catch_up
 from app.storage.sql import sql_now_ms
 from app.storage.work import Engines, Work
 
-TAKE_IN_BATCHES_MAX = 20
 DELIVERED_BATCH_MAX = 100
 
 _REFUSALS = {
@@ -69,9 +68,7 @@ async def _take_in(engines: Engines, order_id: str) -> None:
     async with engines.sql.read() as session:
         known = await store.fetch_order(session, order_id)
     if known is None and await inventory.read_hold(engines, order_id):
-        for _ in range(TAKE_IN_BATCHES_MAX):
-            if await take_in_room(engines, room_of(order_id)) < engines.settings.intake_batch_max:
-                return
+        await catch_up(engines, room_of(order_id))
 
 
 def _key_row(work: Work, viewer_id: str, request: OrderSetAddress, outcome: SetAddressOutcome) -> dict[str, Any]:
