@@ -5,7 +5,7 @@ from itertools import permutations
 
 import pytest
 
-from app.domains.orders import payments, reconciliation, sandbox
+from app.domains.orders import aftersales, payments, reconciliation, sandbox
 from app.domains.orders import service as orders
 from app.domains.orders.tables import Payment, SandboxCharge
 from app.domains.wallet import service as wallet
@@ -61,6 +61,27 @@ async def test_money_after_the_deadline_buys_what_is_left_or_goes_back(
     seen = await orders.find_order(engines, order)
     assert seen
     assert (seen.state, seen.refunded_minor, seen.reason) == (state, refunded, "" if left else word)
+
+
+async def test_a_second_late_payment_buys_what_has_come_back_since_the_first_went_back(engines: Engines, runtime: TestRuntime) -> None:
+    """What had gone back of the first once counted as refunded of the order: paid for, and nothing of it could be refunded any more."""
+    shelf = await open_shelf(engines)
+    offer = await shelf.offer(total=1, price_minor=PRICE)
+    order = await shelf.order(offer)
+    first, second = await start(engines, order, "first"), await start(engines, order, "second")
+    runtime.advance(engines.settings.payment_ttl_s * 1000 + 1)
+    faster = await shelf.order(offer, viewer="mei", key="faster")
+    assert await hear(engines, first) == "late_and_sold_out"
+    await shelf.intake()
+    assert (await orders.cancel(engines, viewer_id="mei", order_id=faster)).outcome == "cancelled"
+    assert await hear(engines, second) == "paid"
+    await check_books(shelf, paid=1)
+    seen = await orders.find_order(engines, order)
+    assert seen
+    assert (seen.state, seen.refunded_minor, seen.reason) == ("paid", 0, "")
+    async with engines.work() as work:
+        await aftersales.refund(work, order, amount_minor=None, reason="damaged", restock=True, by="host")
+    await check_books(shelf, paid=0)
 
 
 async def test_webhooks_in_any_order_and_number_have_one_effect(engines: Engines) -> None:

@@ -57,14 +57,17 @@ async def end_orders(session: AsyncSession, order_ids: Sequence[str], state: Ord
 
 
 async def pay_orders(session: AsyncSession, payments: Sequence[tuple[str, str, datetime]]) -> dict[str, Order]:
-    """placed or expired -> paid. Of (order, payment, at) those whose order was in one of these states."""
+    """placed or expired -> paid. Of (order, payment, at) those whose order was in one of these states.
+
+    What had gone back of an expired order was another payment's, which had come when nothing was left.
+    """
     orders, paid_by, at = (list(column) for column in zip(*payments, strict=True))
     paid = func.unnest(cast(orders, ARRAY(Text)), cast(paid_by, ARRAY(Text)), cast(at, ARRAY(DateTime(timezone=True))))
     rows = paid.table_valued(column("order_id", Text), column("payment_id", Text), column("at", DateTime(timezone=True))).render_derived()
     query = (
         update(Order)
         .where(Order.id == rows.c.order_id, Order.state.in_(PAYABLE_STATES))
-        .values(state=OrderState.PAID, paid_at=rows.c.at, payment_id=rows.c.payment_id)
+        .values(state=OrderState.PAID, paid_at=rows.c.at, payment_id=rows.c.payment_id, refunded_minor=0, reason="")
         .returning(Order)
     )
     return {order.id: order for order in await session.scalars(query, execution_options=_FRESH)}
