@@ -177,7 +177,7 @@ class Viewer:
         purchase.is_busy = False
 
     async def send_wait(self, purchase: Purchase) -> None:
-        data = {"offer": purchase.offer, "quantity": purchase.quantity, "key": purchase.key}
+        data, before = {"offer": purchase.offer, "quantity": purchase.quantity, "key": purchase.key}, purchase.hold
         try:
             answers = await self.ask("inventory.wait", data)
         except Refused as refused:
@@ -186,7 +186,7 @@ class Viewer:
         acknowledged = [answer for answer in in_order(answers, "waiting", "held") if answer["outcome"] in MEANING["inventory.wait"]]
         if acknowledged:
             self.stage.book.waited(purchase, acknowledged)
-        if purchase.hold and len(acknowledged) < len(answers):
+        if before and len(acknowledged) < len(answers):  # of two at once the refusal may have come first
             words = ", ".join(answer["outcome"] for answer in answers)
             self.stage.book.lost.append(f"place {purchase.hold} was acknowledged, and its key answers {words}")
 
