@@ -10,7 +10,7 @@ from app.core.merkle import verify_inclusion
 from app.domains.envelopes import service, store
 from app.domains.envelopes.rules import CommittedShare, EnvelopeDraft, Mode, commitment, share_leaf, share_proof
 from app.domains.wallet import service as wallet
-from app.protocol.codes import BAD_REQUEST, INSUFFICIENT_FUNDS, NOT_FOUND
+from app.protocol.codes import BAD_REQUEST, INSUFFICIENT_FUNDS, NOT_FOUND, SERVICE_UNAVAILABLE
 from app.protocol.commands import EnvelopeGrabbed
 from app.protocol.events import EnvelopeUpdated, ShareOpened, decode_event
 from app.storage.intake import outbox_key, take_in_room
@@ -141,6 +141,22 @@ async def test_ending_twice_refunds_once(engines: Engines) -> None:
     assert await funds(engines, f"room:{ROOM}") == 100
     assert (await grab(engines, envelope_id, "a")).outcome == "closed"
     assert await audit_ledger(engines) == []
+
+
+async def test_who_ends_one_behind_a_long_outbox_is_told_to_come_again(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It once waited until everything was in SQL, longer than any client does."""
+    monkeypatch.setattr("app.storage.intake.CATCH_UP_MS_MAX", -1)
+    monkeypatch.setattr(engines.settings, "intake_batch_max", 1)
+    envelope_id = await opened(engines, 100, 3)
+    for viewer in ("a", "b"):
+        await grab(engines, envelope_id, viewer)
+    for _ in range(2):
+        with pytest.raises(AppError, match="still being written") as refused:
+            await service.end_envelope(engines, envelope_id, by="host")
+        assert refused.value.code is SERVICE_UNAVAILABLE
+    assert (await grab(engines, envelope_id, "c")).outcome == "closed", "it is ended all the same"
+    ended = await service.end_envelope(engines, envelope_id, by="host")
+    assert (ended.state, ended.remaining) == ("settled", 1)
 
 
 async def test_an_envelope_beyond_the_rooms_money_changes_nothing(engines: Engines) -> None:
