@@ -101,7 +101,7 @@ def _subscribe_at_hand(hub: Hub, connection: Connection, commands: list[Incoming
             assert isinstance(command.request, SubscribeRequest)
             if not subscribing.subscribe_at_hand(hub, connection, command.id, command.request):
                 hub.spawn(_carry_out(hub, connection, command))
-        except Exception as failure:  # as in `_carry_out`
+        except Exception as failure:  # whatever failed, the client gets an answer, and the commands behind it their turn
             _refuse(hub, connection, command, failure)
 
 

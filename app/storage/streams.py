@@ -27,6 +27,7 @@ from app.core.runtime import Runtime
 from app.core.settings import Settings
 from app.protocol.channels import Kind, hash_tag, parse_channel
 from app.protocol.codes import INTERNAL
+from app.storage.gathering import raise_first
 from app.storage.group_commit import GroupCommit
 from app.storage.redis import Redis, Script
 
@@ -116,9 +117,7 @@ class Streams:
         for publication in publications:
             by_tag.setdefault(hash_tag(publication.channel), []).append(_checked(publication))
         results = await asyncio.gather(*[self._publish_group(tag, group) for tag, group in by_tag.items()], return_exceptions=True)
-        failures = [result for result in results if isinstance(result, BaseException)]
-        if failures:
-            raise failures[0]  # after all have ended: nothing of ours is under way any more
+        raise_first(results)  # after all have ended: nothing of ours is under way any more
 
     async def _publish_group(self, tag: str, group: Sequence[Publication]) -> None:
         failures: list[Exception] = []

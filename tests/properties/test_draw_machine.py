@@ -2,15 +2,13 @@
 with all it had, with what it had a while ago, with nothing. The model predicts every word; an outsider computes again what is drawn."""
 
 import asyncio
-from collections.abc import Coroutine
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from app.core.errors import AppError
 from app.core.registry import Registry
@@ -21,6 +19,7 @@ from app.storage.intake import outbox_key
 from app.storage.work import Engines
 from tests.conftest import empty
 from tests.domains.lottery.test_service import ROOM, draft, enter, fetch, funds, opened, outcome, recompute, take_in
+from tests.properties.running import run_machine
 from tests.support.auditor.ledger import audit_ledger
 from tests.support.lives import Memory, fail_over, remember, renew
 from tests.support.runtime import TestRuntime
@@ -226,25 +225,4 @@ def machine(run: Any, engines: Engines, runtime: TestRuntime) -> type[RuleBasedS
 
 
 def test_a_draw_answers_as_the_model_does(settings: Settings, registry: Registry) -> None:
-    runtime = TestRuntime()
-    with asyncio.Runner() as runner:
-
-        def run(work: Coroutine[Any, Any, Any]) -> Any:
-            return runner.run(work)
-
-        engines = Engines.connect(settings, runtime, registry)
-        try:
-            run_state_machine_as_test(machine(run, engines, runtime), settings=_SETTINGS)
-        finally:
-            run(engines.close())
-
-
-_SETTINGS = settings(
-    max_examples=20,
-    stateful_step_count=30,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    phases=[Phase.generate],  # on real engines shrinking outlasts the test's time limit, and then nothing is told at all
-    suppress_health_check=list(HealthCheck),
-)
+    run_machine(machine, settings, registry, examples=20, steps=30)

@@ -3,14 +3,12 @@ had, with what it had a while ago, with nothing. The model knows the split (read
 amount and the position of every answer."""
 
 import asyncio
-from collections.abc import Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from sqlalchemy import text
 
 from app.core.errors import AppError
@@ -22,6 +20,7 @@ from app.domains.wallet import service as wallet
 from app.storage.intake import outbox_key, take_in_room
 from app.storage.work import Engines
 from tests.conftest import empty
+from tests.properties.running import run_machine
 from tests.support.auditor.ledger import audit_ledger
 from tests.support.lives import Memory, fail_over, remember, renew
 from tests.support.runtime import TestRuntime
@@ -253,25 +252,4 @@ async def _dead_letters(engines: Engines) -> int:
 
 
 def test_an_envelope_answers_as_the_model_does(settings: Settings, registry: Registry) -> None:
-    runtime = TestRuntime()
-    with asyncio.Runner() as runner:
-
-        def run(work: Coroutine[Any, Any, Any]) -> Any:
-            return runner.run(work)
-
-        engines = Engines.connect(settings, runtime, registry)
-        try:
-            run_state_machine_as_test(machine(run, engines, runtime), settings=_SETTINGS)
-        finally:
-            run(engines.close())
-
-
-_SETTINGS = settings(
-    max_examples=20,
-    stateful_step_count=25,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    phases=[Phase.generate],  # on real engines shrinking outlasts the test's time limit, and then nothing is told at all
-    suppress_health_check=list(HealthCheck),
-)
+    run_machine(machine, settings, registry, examples=20, steps=25)

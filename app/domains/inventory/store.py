@@ -105,7 +105,7 @@ async def _word_for_new(engines: Engines, room_id: str) -> str:
     """A room that was never open has nothing that could be lost: somebody made its name up."""
     try:
         return "frozen" if await has_mark(engines, room_id) else "unknown"
-    except Exception as failure:  # SQL is away as well
+    except Exception as failure:  # SQL may be away as well, which many kinds of failure say; all else is raised
         if is_away(failure):
             return "frozen"
         raise
